@@ -1,0 +1,135 @@
+"""Kinds: `kind: lstm` in a study is the class in `medray/models/lstm.py`, or an entry point of an outside package.
+
+A kind is a frozen pydantic class: its fields are its YAML keys, its methods its behaviour. Nothing is imported until a
+study names it. An outside package adds a kind by an entry point, e.g. in its `pyproject.toml`:
+
+    [project.entry-points."medray.models"]
+    transformer_xl = "their_package.transformer_xl:TransformerXL"
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import importlib.metadata
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+from medray.errors import MissingExtraError, StudyError
+
+ROOMS = ("readers", "modalities", "transforms", "models", "explainers")
+
+
+class Config(BaseModel):
+    """Base of everything written in a study: frozen, refuses unknown keys, keeps subclass fields in its dump."""
+
+    # polymorphic_serialization: without it pydantic drops the fields of a kind's subclass from the dump, silently,
+    # and a digest would ignore hyperparameters.
+    model_config = ConfigDict(frozen=True, extra="forbid", polymorphic_serialization=True)
+
+
+class Kind(Config):
+    """A component and its config in one class. `version` is raised when its behaviour changes: it is in digests."""
+
+    version: ClassVar[int] = 1
+    kind: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_itself(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and not value.get("kind"):
+            return {**value, "kind": cls.__module__.rsplit(".", 1)[-1]}
+        return value
+
+
+def names(room: str) -> dict[str, str]:
+    """The kinds of a room: name -> module (built in) or entry point.
+
+    Raises:
+        StudyError: two packages claim one name.
+    """
+    folder = Path(__file__).parent / room
+    known = {path.stem: f"medray.{room}.{path.stem}" for path in sorted(folder.glob("[!_]*.py"))}
+    for entry in importlib.metadata.entry_points(group=f"medray.{room}"):
+        if entry.name in known and known[entry.name] != entry.value:
+            raise StudyError(
+                f"kind '{entry.name}' of {room} is claimed twice: {known[entry.name]} and {entry.value}. Uninstall one."
+            )
+        known[entry.name] = entry.value
+    return known
+
+
+@functools.cache
+def find(room: str, name: str) -> type[Kind]:
+    """The class of a kind.
+
+    Raises:
+        StudyError: no such kind; the message names the nearest one.
+        MissingExtraError: the kind's library is not installed.
+    """
+    known = names(room)
+    if name not in known:
+        raise StudyError(f"unknown kind '{name}'{suggest(name, known)} Known: {', '.join(sorted(known))}.")
+    module_name, _, attribute = known[name].partition(":")
+    module = importlib.import_module(module_name)
+    if attribute:
+        return getattr(module, attribute)  # type: ignore[no-any-return]
+    classes = [
+        member
+        for _, member in inspect.getmembers(module, inspect.isclass)
+        if issubclass(member, Kind) and member.__module__ == module_name and not member.__name__.startswith("_")
+    ]
+    if len(classes) != 1:
+        raise StudyError(f"{module_name} must hold exactly one public kind, found {len(classes)}")
+    return classes[0]
+
+
+def suggest(word: str, known: Mapping[str, object] | list[str] | tuple[str, ...]) -> str:
+    """`. Did you mean 'lstm'?` when something known is near, else a full stop."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f". Did you mean '{near[0]}'?" if near else "."
+
+
+def resolve(room: str, value: Any) -> Any:
+    """A mapping with `kind:`, or a bare kind name, as an instance of that kind."""
+    if isinstance(value, Kind):
+        return value
+    if isinstance(value, str):
+        value = {"kind": value}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"expected a mapping with 'kind:', found {type(value).__name__}")  # noqa: TRY004
+    name = value.get("kind")
+    if not isinstance(name, str):
+        raise ValueError(f"'kind:' is missing. Known: {', '.join(sorted(names(room)))}.")  # noqa: TRY004
+    try:
+        cls = find(room, name)
+    except StudyError as error:
+        raise ValueError(str(error)) from error
+    return cls.model_validate(dict(value))
+
+
+def of(room: str) -> Any:
+    """A validator that turns a mapping with `kind:` into the kind: `Annotated[Reader, of("readers")]`."""
+    return BeforeValidator(functools.partial(resolve, room))
+
+
+def require(library: str, extra: str) -> Any:
+    """Import an optional library.
+
+    Raises:
+        MissingExtraError: it is not installed; says which extra brings it.
+    """
+    try:
+        return importlib.import_module(library)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] != library.split(".")[0]:
+            raise
+        raise MissingExtraError(library, extra) from error
+
+
+
