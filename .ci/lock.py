@@ -60,7 +60,8 @@ def resolve() -> dict[str, str]:
         command += ["--report", str(report)]
         if LOCK.is_file():
             command += ["--constraint", str(LOCK)]
-        command += sorted({item for items in dependencies().values() for item in items if not item.startswith("medray[")})
+        wanted = {item for items in dependencies().values() for item in items}
+        command += sorted(item for item in wanted if not item.startswith("medray["))
         subprocess.run(command, check=True)
         found = json.loads(report.read_text(encoding="utf-8"))["install"]
     # "2.13.0+cpu" is where this machine found its build; elsewhere it is another
