@@ -16,11 +16,12 @@ import importlib.metadata
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from medray.errors import MissingExtraError, StudyError
+from medray.schema import FrozenDict
 
 ROOMS = ("readers", "modalities", "transforms", "models", "explainers")
 
@@ -102,19 +103,81 @@ def resolve(room: str, value: Any) -> Any:
     if isinstance(value, str):
         value = {"kind": value}
     if not isinstance(value, Mapping):
-        raise ValueError(f"expected a mapping with 'kind:', found {type(value).__name__}")  # noqa: TRY004
+        raise ValueError(f"expected a mapping with 'kind:', found {type(value).__name__}")
     name = value.get("kind")
     if not isinstance(name, str):
-        raise ValueError(f"'kind:' is missing. Known: {', '.join(sorted(names(room)))}.")  # noqa: TRY004
+        raise ValueError(f"'kind:' is missing. Known: {', '.join(sorted(names(room)))}.")
     try:
         cls = find(room, name)
     except StudyError as error:
         raise ValueError(str(error)) from error
-    return cls.model_validate(dict(value))
+    try:
+        return cls.model_validate(dict(value))
+    except ValidationError as error:
+        raise KindError(lines(error, cls)) from error
+
+
+def resolve_mapping(room: str, value: Any) -> Any:
+    """A mapping of names to kinds, frozen; the mistakes of all of them are gathered."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"expected a mapping of names, found {type(value).__name__}")
+    kinds: dict[str, Any] = {}
+    wrong: list[str] = []
+    for name, item in value.items():
+        try:
+            kinds[str(name)] = resolve(room, item)
+        except KindError as error:
+            wrong += [f"{name}.{line}" for line in error.lines]
+        except ValueError as error:
+            wrong.append(f"{name}: {error}")
+    if wrong:
+        raise KindError(wrong)
+    return FrozenDict(kinds)
+
+
+class KindError(ValueError):
+    """Mistakes inside kinds, as lines `field: what is wrong`, on their way to the study's own list."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("; ".join(lines))
+        self.lines = lines
+
+
+def lines(error: ValidationError, cls: type[BaseModel]) -> list[str]:
+    """A validation error as lines `where: what is wrong and what to do`."""
+    found = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        cause = (item.get("ctx") or {}).get("error")
+        if isinstance(cause, KindError):
+            found += [f"{where}.{line}" if where else line for line in cause.lines]
+        elif item["type"] == "extra_forbidden":
+            known = _fields_at(cls, item["loc"][:-1])
+            hint = suggest(str(item["loc"][-1]), known)
+            found.append(f"{where}: unknown key{hint} Known: {', '.join(known)}.")
+        else:
+            found.append(f"{where}: {cause or item['msg']}" if where else str(cause or item["msg"]))
+    return found
+
+
+def _fields_at(cls: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    for part in loc:
+        field = cls.model_fields.get(str(part))
+        nested = [t for t in (field.annotation, *get_args(field.annotation)) if inspect.isclass(t)] if field else []
+        models = [t for t in nested if issubclass(t, BaseModel)]
+        if not models:
+            return []
+        cls = models[0]
+    return [name for name in cls.model_fields if name != "kind"]
+
+
+def mapping_of(room: str) -> Any:
+    """Validate a mapping of names to kinds: `sources: Annotated[FrozenDict, plugins.mapping_of("readers")]`."""
+    return BeforeValidator(functools.partial(resolve_mapping, room))
 
 
 def of(room: str) -> Any:
-    """A validator that turns a mapping with `kind:` into the kind: `Annotated[Reader, of("readers")]`."""
+    """Turn a mapping with `kind:` into the kind: `model: Annotated[Model, plugins.of("models")]`."""
     return BeforeValidator(functools.partial(resolve, room))
 
 
@@ -130,6 +193,3 @@ def require(library: str, extra: str) -> Any:
         if error.name and error.name.split(".")[0] != library.split(".")[0]:
             raise
         raise MissingExtraError(library, extra) from error
-
-
-

@@ -36,8 +36,8 @@ _IDENTIFIERS = re.compile(
     | mrn | ssn | social_security\w* | national_id | passport | (medical_record|health_plan|insurance|account|policy)\w*
     | (patients?|subjects?|person)_?(id|number|no) | licen[cs]e\w* | vehicle\w* | serial\w*
     | address\w* | street | city | zip\w* | post_?code | postal\w* | county | phone\w* | tel | telephone | mobile | fax
-    | e_?mail\w* | url | ip | ip_address | (birth|death|admission|discharge)_?(date|day)\w* | date_of_(birth|death) | dob
-    | fingerprint\w* | photo\w*
+    | e_?mail\w* | url | ip | ip_address | (birth|death|admission|discharge)_?(date|day)\w* | date_of_(birth|death)
+    | dob | fingerprint\w* | photo\w*
     )($|[_.\s-])""",
     re.VERBOSE | re.IGNORECASE,
 )
@@ -73,7 +73,7 @@ class FrozenDict(dict[str, Any]):
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("a study is frozen; use study.override({...}) to get a changed one")
 
-    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse
 
     def __hash__(self) -> int:  # type: ignore[override]
         """Equal mappings hash alike."""

@@ -77,7 +77,8 @@ def _one_value(value: Any) -> Any:
     if isinstance(value, Mapping) and len(value) == 1:
         (key,) = value
         if key in {"path", "of", "row"}:
-            return {"path": PathValue, "of": OfValue, "row": RowValue}[key].model_validate(dict(value))
+            values: dict[str, type[Config]] = {"path": PathValue, "of": OfValue, "row": RowValue}
+            return values[key].model_validate(dict(value))
     raise ValueError("expected a column name, {path: regex}, {of: source}, {row: true}, or a list of these")
 
 
@@ -85,7 +86,9 @@ def _value(value: Any) -> Any:
     return tuple(_one_value(item) for item in value) if isinstance(value, list | tuple) else _one_value(value)
 
 
-Value = Annotated[str | PathValue | OfValue | RowValue | tuple[str | PathValue | RowValue, ...], BeforeValidator(_value)]
+Value = Annotated[
+    str | PathValue | OfValue | RowValue | tuple[str | PathValue | RowValue, ...], BeforeValidator(_value)
+]
 Columns = Annotated[
     FrozenDict, AfterValidator(lambda columns: FrozenDict({name: _value(value) for name, value in columns.items()}))
 ]

@@ -1,0 +1,31 @@
+"""Tabular: a multilayer perceptron for tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from medray.models import EncoderModel, expect
+
+if TYPE_CHECKING:
+    from medray.models._network import Encoder
+
+
+class Tabular(EncoderModel):
+    """Layers of linear, layer normalization, ReLU, dropout.
+
+    Attributes:
+        hidden: width of each layer.
+        dropout: after each layer.
+    """
+
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (64, 64)
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    def encoder(self, shape: tuple[int, ...]) -> Encoder:
+        """For tables (F,)."""
+        from medray.models._mlp import Mlp
+
+        expect("tabular", shape, ("columns",))
+        return Mlp(shape[0], hidden=self.hidden, dropout=self.dropout)
