@@ -6,8 +6,13 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-_EXPORTS = {"run": "medray.pipeline", "Study": "medray.study", "Predictor": "medray.predictor", "Client": "medray.query"}
-__all__ = ["Client", "Predictor", "Study", "run"]  # noqa: F822 - exported lazily: importing medray costs nothing
+_EXPORTS = {
+    "run": "medray.pipeline",
+    "Study": "medray.study",
+    "Predictor": "medray.predictor",
+    "Client": "medray.query",
+}
+__all__ = ["Client", "Predictor", "Study", "run"]  # exported lazily: importing medray costs nothing
 
 
 def __getattr__(name: str) -> Any:

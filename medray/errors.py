@@ -1,4 +1,4 @@
-"""The exception tree: everything medray raises on purpose is a `MedrayError`, one line that says what, where, what to do.
+"""The exception tree: all that medray raises on purpose is a `MedrayError`, one line: what is wrong, where, what to do.
 
     MedrayError
     ├── StudyError          the study file: unknown key, unknown kind, value out of range
@@ -10,6 +10,8 @@
     ├── TrainingError       training cannot go on: loss not finite, workers that do not fit
     ├── EvaluationError     scores cannot be evaluated
     └── AccessError         not allowed: no token, wrong token, model version not approved
+
+A message quotes no record: neither cells nor identifiers.
 """
 
 from __future__ import annotations
