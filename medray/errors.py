@@ -9,7 +9,8 @@
     │   └── IntegrityError  stored bytes were changed, swapped, cut or sealed under another key
     ├── TrainingError       training cannot go on: loss not finite, workers that do not fit
     ├── EvaluationError     scores cannot be evaluated
-    └── AccessError         not allowed: no token, wrong token, model version not approved
+    ├── AccessError         not allowed: no token, wrong token, model version not approved
+    └── ServiceError        serving cannot go on: no server answers, the port is taken, the audit log cannot be written
 
 A message quotes no record: neither cells nor identifiers.
 """
@@ -69,3 +70,7 @@ class EvaluationError(MedrayError):
 
 class AccessError(MedrayError):
     """Not allowed."""
+
+
+class ServiceError(MedrayError):
+    """A service does not start, or does not answer."""
