@@ -9,6 +9,7 @@
     │   └── IntegrityError  stored bytes were changed, swapped, cut or sealed under another key
     ├── TrainingError       training cannot go on: loss not finite, workers that do not fit
     ├── EvaluationError     scores cannot be evaluated
+    ├── ComputeError        Ray does not start, does not answer, or makes no progress
     ├── AccessError         not allowed: no token, wrong token, model version not approved
     └── ServiceError        serving cannot go on: no server answers, the port is taken, the audit log cannot be written
 
@@ -66,6 +67,10 @@ class TrainingError(MedrayError):
 
 class EvaluationError(MedrayError):
     """Scores cannot be evaluated."""
+
+
+class ComputeError(MedrayError):
+    """Ray does not start, does not answer, or makes no progress."""
 
 
 class AccessError(MedrayError):
