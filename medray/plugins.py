@@ -14,16 +14,27 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import core_schema
 
 from medray.errors import MissingExtraError, StudyError
 from medray.schema import FrozenDict
 
 ROOMS = ("readers", "modalities", "transforms", "models", "explainers")
+ROOM = "x-medray-room"  # in a JSON schema: here stands a kind of this room
 
 
 class Config(BaseModel):
@@ -32,6 +43,14 @@ class Config(BaseModel):
     # polymorphic_serialization: without it pydantic drops the fields of a kind's subclass from the dump, silently,
     # and a digest would ignore hyperparameters.
     model_config = ConfigDict(frozen=True, extra="forbid", polymorphic_serialization=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_absent(cls, value: Any) -> Any:
+        """`train:` with nothing behind it, or with comments only, is a key not written."""
+        if isinstance(value, Mapping) and None in value.values():
+            return {key: item for key, item in value.items() if item is not None or key not in cls.model_fields}
+        return value
 
 
 class Kind(Config):
@@ -54,6 +73,11 @@ def names(room: str) -> dict[str, str]:
     Raises:
         StudyError: two packages claim one name.
     """
+    return dict(_names(room))
+
+
+@functools.cache
+def _names(room: str) -> Mapping[str, str]:
     folder = Path(__file__).parent / room
     known = {path.stem: f"medray.{room}.{path.stem}" for path in sorted(folder.glob("[!_]*.py"))}
     for entry in importlib.metadata.entry_points(group=f"medray.{room}"):
@@ -155,6 +179,8 @@ def lines(error: ValidationError, cls: type[BaseModel]) -> list[str]:
             known = _fields_at(cls, item["loc"][:-1])
             hint = suggest(str(item["loc"][-1]), known)
             found.append(f"{where}: unknown key{hint} Known: {', '.join(known)}.")
+        elif item["type"] == "missing":
+            found.append(f"{where}: is missing")
         else:
             found.append(f"{where}: {cause or item['msg']}" if where else str(cause or item["msg"]))
     return found
@@ -168,17 +194,54 @@ def _fields_at(cls: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
         if not models:
             return []
         cls = models[0]
-    return [name for name in cls.model_fields if name != "kind"]
+    return [name for name in cls.model_fields if name != "kind" or not issubclass(cls, Kind)]
 
 
-def mapping_of(room: str) -> Any:
-    """Validate a mapping of names to kinds: `sources: Annotated[FrozenDict, plugins.mapping_of("readers")]`."""
-    return BeforeValidator(functools.partial(resolve_mapping, room))
+@dataclass(frozen=True)
+class Room:
+    """The type of a field whose values are kinds of a room.
+
+    Attributes:
+        name: of the room.
+        many: a mapping of names to kinds, else one kind.
+    """
+
+    name: str
+    many: bool = False
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """Resolve kinds before anything else looks at them."""
+        resolver = functools.partial(resolve_mapping if self.many else resolve, self.name)
+        return core_schema.no_info_before_validator_function(resolver, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """A place that `medray.study.editors` fills with the kinds: they are not imported before."""
+        del schema, handler
+        place = {ROOM: self.name}
+        return {"type": "object", "additionalProperties": place} if self.many else place
 
 
-def of(room: str) -> Any:
-    """Turn a mapping with `kind:` into the kind: `model: Annotated[Model, plugins.of("models")]`."""
-    return BeforeValidator(functools.partial(resolve, room))
+def mapping_of(room: str) -> Room:
+    """For a mapping of names to kinds: `sources: Annotated[FrozenDict, plugins.mapping_of("readers")]`."""
+    return Room(room, many=True)
+
+
+def of(room: str) -> Room:
+    """For one kind: `model: Annotated[Model, plugins.of("models")]`."""
+    return Room(room)
+
+
+def described(cls: type[BaseModel]) -> dict[str, str]:
+    """What the docstrings of a class and of its bases say about each field, under `Attributes:`."""
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        _, _, attributes = (inspect.cleandoc(base.__dict__.get("__doc__") or "")).partition("Attributes:\n")
+        for entry in re.split(r"\n(?=    \S)", "\n" + attributes.split("\n\n")[0])[1:]:
+            fields, _, text = entry.partition(": ")
+            texts |= dict.fromkeys((name.strip() for name in fields.split(",")), " ".join(text.split()))
+    return texts
 
 
 def require(library: str, extra: str) -> Any:

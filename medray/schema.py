@@ -77,7 +77,7 @@ class FrozenDict(dict[str, Any]):
 
     def __hash__(self) -> int:  # type: ignore[override]
         """Equal mappings hash alike."""
-        return hash(tuple(sorted((key, repr(value)) for key, value in self.items())))
+        return hash(frozenset(self.items()))
 
     def __reduce__(self) -> tuple[type[FrozenDict], tuple[dict[str, Any]]]:
         """Pickle by value: the default would call the refused __setitem__."""
@@ -85,8 +85,8 @@ class FrozenDict(dict[str, Any]):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        """Validate as a dict, then freeze."""
-        return core_schema.no_info_after_validator_function(cls, handler.generate_schema(dict[str, Any]))
+        """Validate as a dict, then freeze all that is in it."""
+        return core_schema.no_info_after_validator_function(freeze, handler.generate_schema(dict[str, Any]))
 
 
 def freeze(value: Any) -> Any:

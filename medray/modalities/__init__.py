@@ -56,6 +56,7 @@ class Modality(Kind, ABC):
     encoder: ClassVar[str]  # the model kind that encodes it, where the study does not say
     explainer: ClassVar[str]  # the explainer kind, likewise
     storage: ClassVar[Literal["uint8", "float16", "float32"]]
+    axes: ClassVar[tuple[str, ...]]  # of one encoded sample
 
     of: str = ""
     use: Literal["latest", "first"] = "latest"
@@ -96,3 +97,14 @@ class Modality(Kind, ABC):
     @abstractmethod
     def features(self, stored: Array) -> Array:
         """A short description of each stored sample, float32 (n, k), for a logistic-regression baseline."""
+
+    def show(self, stored: Array, attribution: Array, state: State) -> bytes | None:
+        """One stored sample and what its prediction rests on, as a PNG for people; None where a list says it better.
+
+        Args:
+            stored: of `shape`.
+            attribution: of the same shape, or over the places of the last feature map.
+            state: the fitted one.
+        """
+        del stored, attribution, state
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 RATE, LEADS = "sampling_rate_hz", "leads"  # the columns that say what an asset's rows and columns are
 LIMIT = 20.0  # standard deviations: beyond it is a loose electrode
 QUANTILES = (0.05, 0.25, 0.75, 0.95)
+SMOOTH_S = 0.08  # attributions are shown as means over this time: about one QRS complex
+LOWERS, NEITHER, RAISES = "#4393c3", "#ffffff", "#e6735c"
 
 
 class Signal(Modality):
@@ -36,6 +39,7 @@ class Signal(Modality):
     encoder: ClassVar[str] = "lstm"
     explainer: ClassVar[str] = "input_x_gradient"
     storage: ClassVar[Literal["uint8", "float16", "float32"]] = "float16"
+    axes: ClassVar[tuple[str, ...]] = ("samples", "leads")
 
     rate_hz: Annotated[float, Field(gt=0)] = 100.0
     seconds: Annotated[float, Field(gt=0)] = 10.0
@@ -106,6 +110,36 @@ class Signal(Modality):
         quantiles = np.quantile(values, QUANTILES, axis=1)
         columns = [mean, std, values.min(1), values.max(1), *quantiles, roughness, np.clip(skewness, -LIMIT, LIMIT)]
         return np.concatenate(columns, axis=1).astype(np.float32)
+
+    def show(self, stored: Array, attribution: Array, state: State) -> bytes:
+        """All leads below each other; red is where the signal raises the prediction, blue where it lowers it."""
+        from matplotlib.colors import LinearSegmentedColormap
+        from matplotlib.figure import Figure
+
+        traces = stored.astype(np.float32).T  # (C, T)
+        places = attribution.astype(np.float32).T.reshape(-1, len(attribution))  # of the leads, or of all together
+        width = max(1, round(SMOOTH_S * len(attribution) / self.seconds))
+        places = np.stack([np.convolve(place, np.full(width, 1 / width), "same") for place in places])
+        middles = (np.arange(len(attribution)) + 0.5) * len(stored) / len(attribution)
+        places = np.stack([np.interp(np.arange(len(stored)), middles, place) for place in places])
+        top = max(float(np.quantile(np.abs(places), 0.995)), 1e-12)
+        figure = Figure(figsize=(9, 0.8 + 0.5 * len(traces)), dpi=100, layout="constrained")
+        axes = figure.add_subplot()
+        colours = LinearSegmentedColormap.from_list("raises and lowers", [LOWERS, NEITHER, RAISES])
+        extent = (0, self.seconds, len(traces) - 0.5, -0.5)
+        axes.imshow(places, colours, vmin=-top, vmax=top, extent=extent, aspect="auto", interpolation="nearest")
+        times = np.arange(traces.shape[1]) / self.rate_hz
+        height = max(float(np.quantile(np.abs(traces), 0.998)), 1e-6)
+        for row, trace in enumerate(traces):
+            axes.plot(times, row - np.clip(0.48 * trace / height, -0.6, 0.6), color="#111827", linewidth=0.8)
+        axes.set_yticks(range(len(traces)), state["leads"])
+        axes.set_ylim(len(traces) - 0.4, -0.6)
+        axes.set_xlabel("seconds")
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(left=False)
+        file = io.BytesIO()
+        figure.savefig(file, format="png")
+        return file.getvalue()
 
 
 def _records(rows: Rows) -> list[tuple[Array, float | None, list[str]]]:

@@ -37,6 +37,7 @@ class Table(Modality):
     encoder: ClassVar[str] = "tabular"
     explainer: ClassVar[str] = "input_x_gradient"
     storage: ClassVar[Literal["uint8", "float16", "float32"]] = "float32"
+    axes: ClassVar[tuple[str, ...]] = ("columns",)
 
     columns: tuple[str, ...] | None = None
 

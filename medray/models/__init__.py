@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from medray.plugins import Kind
 
@@ -32,6 +32,8 @@ class Model(Kind, ABC):
 class EncoderModel(Model):
     """A model of one sort of input, alone or inside a fusion."""
 
+    axes: ClassVar[tuple[str, ...]]  # of the samples that it takes, as modalities name them
+
     @abstractmethod
     def encoder(self, shape: tuple[int, ...]) -> Encoder:
         """An encoder of samples of this shape, with fresh weights."""
@@ -41,16 +43,3 @@ class EncoderModel(Model):
         from medray.models._network import Network
 
         return Network({name: self.encoder(shape) for name, shape in inputs.items()}, num_outputs)
-
-
-def expect(kind: str, shape: tuple[int, ...], wanted: tuple[str, ...]) -> None:
-    """Refuse an input of the wrong number of axes.
-
-    Raises:
-        StudyError: says which encoder, and what it takes.
-    """
-    from medray.errors import StudyError
-
-    if len(shape) != len(wanted):
-        takes = ", ".join(wanted)
-        raise StudyError(f"model: {kind} takes inputs of shape ({takes}), not {shape}: choose another encoder")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from medray.models import EncoderModel, expect
+from medray.models import EncoderModel
 
 if TYPE_CHECKING:
     from medray.models._network import Encoder
@@ -25,6 +25,8 @@ class Cnn(EncoderModel):
         dropout: before the head.
     """
 
+    axes: ClassVar[tuple[str, ...]] = ("channels", "height", "width")
+
     depth: Literal[10, 18] = 18
     width: Annotated[int, Field(ge=4, le=256)] = 64
     stem: Literal["auto", "full", "small"] = "auto"
@@ -35,7 +37,6 @@ class Cnn(EncoderModel):
         """For images (C, H, W)."""
         from medray.models._resnet import ResNet
 
-        expect("cnn", shape, ("channels", "height", "width"))
         below = min(shape[1:]) < SMALL
         return ResNet(
             shape[0],

@@ -37,7 +37,9 @@ class Fusion(Model):
     def _of_encoders(self) -> Fusion:
         wrong = [name for name, model in self.encoders.items() if not isinstance(model, EncoderModel)]
         if wrong:
-            raise ValueError(f"encoders.{wrong[0]}: kind '{self.encoders[wrong[0]].kind}' encodes no single modality")
+            raise plugins.KindError(
+                [f"encoders.{name}: kind '{self.encoders[name].kind}' encodes no single modality" for name in wrong]
+            )
         return self
 
     def build(self, inputs: Mapping[str, tuple[int, ...]], num_outputs: int) -> Network:

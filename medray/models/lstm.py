@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from medray.models import EncoderModel, expect
+from medray.models import EncoderModel
 
 if TYPE_CHECKING:
     from medray.models._network import Encoder
@@ -21,6 +21,8 @@ class Lstm(EncoderModel):
         dropout: before the head, and between layers.
     """
 
+    axes: ClassVar[tuple[str, ...]] = ("samples", "leads")
+
     hidden: Annotated[int, Field(ge=4, le=1024)] = 64
     layers: Annotated[int, Field(ge=1, le=4)] = 1
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -29,5 +31,4 @@ class Lstm(EncoderModel):
         """For signals (T, C)."""
         from medray.models._lstm import LstmEncoder
 
-        expect("lstm", shape, ("samples", "leads"))
         return LstmEncoder(shape[1], hidden=self.hidden, layers=self.layers, dropout=self.dropout)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from medray.models import EncoderModel, expect
+from medray.models import EncoderModel
 
 if TYPE_CHECKING:
     from medray.models._network import Encoder
@@ -20,6 +20,8 @@ class Tabular(EncoderModel):
         dropout: after each layer.
     """
 
+    axes: ClassVar[tuple[str, ...]] = ("columns",)
+
     hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (64, 64)
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
@@ -27,5 +29,4 @@ class Tabular(EncoderModel):
         """For tables (F,)."""
         from medray.models._mlp import Mlp
 
-        expect("tabular", shape, ("columns",))
         return Mlp(shape[0], hidden=self.hidden, dropout=self.dropout)
