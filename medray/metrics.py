@@ -75,6 +75,13 @@ def main_metric(task: str) -> str:
     return "rmse" if task == "regression" else "auroc"
 
 
+def main_value(task: str, labels: Array, scores: Array) -> float | None:
+    """The main metric alone, without an interval; None where it is undefined."""
+    labels, scores = _columns(labels), _columns(scores)
+    value = float(_main(task, labels, scores, np.ones((1, len(labels))))[0])
+    return value if np.isfinite(value) else None
+
+
 def summarize(
     task: str,
     labels: Array,
