@@ -1,7 +1,7 @@
 """Inputs: one sample's rows -> stored arrays -> tensors; the same functions for shards, scoring and serving.
 
 The fitted state of a modality is `{"transforms": [one state a transform], "modality": its own}`. Each step is fitted on
-what the steps before it leave, so `n` deterministic transforms need `n + 1` passes over the train split, or one.
+what the steps before it leave, so `n` deterministic transforms need `n + 1` passes over the train split.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from medray.inputs.cells import count_kinds, kind_of, typed
 from medray.modalities import Modality, Rows, State
 
 if TYPE_CHECKING:
@@ -16,6 +17,23 @@ if TYPE_CHECKING:
     import torch
 
     Array = np.ndarray[Any, Any]
+
+__all__ = [
+    "augment",
+    "blank",
+    "count_kinds",
+    "encode",
+    "fit",
+    "joined",
+    "kind_of",
+    "merge",
+    "num_outputs",
+    "num_passes",
+    "partial",
+    "shapes",
+    "to_tensors",
+    "typed",
+]
 
 
 def num_passes(modality: Modality) -> int:
