@@ -177,5 +177,6 @@ def _named(pattern: str, columns: Mapping[str, object]) -> str:
 
 
 def _word(name: str) -> str:
-    word = re.sub(r"\W+", "_", name.lower().split(".")[0]).strip("_") or "table"
-    return f"{word}_table" if word == "subject" else word
+    """A source's name: a letter, then letters, digits and `_`."""
+    word = re.sub(r"[^a-z0-9]+", "_", name.lower().split(".")[0]).strip("_") or "table"
+    return word if word[0].isalpha() and word != "subject" else f"table_{word}"

@@ -1,0 +1,11 @@
+"""Evaluate as a job: `ray job submit --working-dir . -- python jobs/evaluate.py STUDY`.
+
+Takes what `medray evaluate` takes. A job finds its cluster by itself, through the RAY_ADDRESS that Ray sets for it.
+"""
+
+import sys
+
+from medray.cli import main
+
+if __name__ == "__main__":
+    main(["evaluate", *sys.argv[1:]])

@@ -1,0 +1,11 @@
+"""Ingest as a job: `ray job submit --working-dir . -- python jobs/ingest.py STUDY`.
+
+Takes what `medray ingest` takes. A job finds its cluster by itself, through the RAY_ADDRESS that Ray sets for it.
+"""
+
+import sys
+
+from medray.cli import main
+
+if __name__ == "__main__":
+    main(["ingest", *sys.argv[1:]])

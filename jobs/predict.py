@@ -1,0 +1,11 @@
+"""Predict as a job: `ray job submit --working-dir . -- python jobs/predict.py STUDY`.
+
+Takes what `medray predict` takes. A job finds its cluster by itself, through the RAY_ADDRESS that Ray sets for it.
+"""
+
+import sys
+
+from medray.cli import main
+
+if __name__ == "__main__":
+    main(["predict", *sys.argv[1:]])

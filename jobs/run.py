@@ -1,0 +1,11 @@
+"""Run as a job: `ray job submit --working-dir . -- python jobs/run.py STUDY`.
+
+Takes what `medray run` takes. A job finds its cluster by itself, through the RAY_ADDRESS that Ray sets for it.
+"""
+
+import sys
+
+from medray.cli import main
+
+if __name__ == "__main__":
+    main(["run", *sys.argv[1:]])

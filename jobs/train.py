@@ -1,0 +1,11 @@
+"""Train as a job: `ray job submit --working-dir . -- python jobs/train.py STUDY`.
+
+Takes what `medray train` takes. A job finds its cluster by itself, through the RAY_ADDRESS that Ray sets for it.
+"""
+
+import sys
+
+from medray.cli import main
+
+if __name__ == "__main__":
+    main(["train", *sys.argv[1:]])

@@ -1,0 +1,82 @@
+"""The commands `models list|show|approve|retire`: the registry's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medray.cli.options import Json, WorkspaceFolder, workspace_folder
+from medray.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from medray.artifacts import Workspace
+
+app = typer.Typer(help="Model versions: list, show, approve, retire.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(metavar="NAME[:VERSION]", help="The newest version unless one is named.")]
+
+
+@app.command("list")
+def list_(workspace: WorkspaceFolder = None, json: Json = False) -> None:
+    """List the model versions of a workspace."""
+    with Terminal(as_json=json, resumes=False) as terminal:
+        from rich.table import Table
+
+        from medray.registry import models
+
+        found = models(opened(workspace))
+        table = Table("model", "stage", "made", box=None, pad_edge=False)
+        for each in found:
+            table.add_row(f"{each.name}:{each.version}", each.stage, f"{each.created:%Y-%m-%d %H:%M}")
+        terminal.show(table if found else "no model yet: `medray run STUDY` makes one")
+        terminal.result({"verb": "models list", "digest": None, "path": None, "metrics": {}, "models": found})
+
+
+@app.command()
+def show(name: Name, workspace: WorkspaceFolder = None, json: Json = False) -> None:
+    """Show a model version: its card, its inputs and outputs, what it was made of."""
+    _one("show", name, workspace, as_json=json)
+
+
+@app.command()
+def approve(name: Name, workspace: WorkspaceFolder = None, json: Json = False) -> None:
+    """Approve a model version: from now on it can be served."""
+    _one("approve", name, workspace, as_json=json)
+
+
+@app.command()
+def retire(name: Name, workspace: WorkspaceFolder = None, json: Json = False) -> None:
+    """Retire a model version: it is no longer served."""
+    _one("retire", name, workspace, as_json=json)
+
+
+def _one(action: str, name: str, workspace: Path | None, *, as_json: bool) -> None:
+    with Terminal(as_json=as_json, resumes=False) as terminal:
+        from medray import registry
+
+        place = opened(workspace)
+        version = {"show": registry.find, "approve": registry.approve, "retire": registry.retire}[action](place, name)
+        if action == "show":
+            terminal.say(version.model_dump_json(indent=1))
+        else:
+            terminal.say(f"{version.name}:{version.version} is {version.stage}")
+        facts = {"digest": version.checkpoint, "path": None, "metrics": {}, "model": version}
+        terminal.result({"verb": f"models {action}", **facts})
+
+
+def opened(folder: Path | None) -> Workspace:
+    """A workspace that is there, without a study.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    from medray.artifacts import Workspace
+    from medray.errors import ArtifactError
+    from medray.governance.crypto import Keyring
+
+    root = workspace_folder(folder)
+    if not root.is_dir():
+        raise ArtifactError(f"{root}: no workspace. Name one with --workspace or MEDRAY_WORKSPACE.")
+    return Workspace(root, Keyring(root / "keyring"))
