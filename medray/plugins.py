@@ -79,7 +79,9 @@ def names(room: str) -> dict[str, str]:
 @functools.cache
 def _names(room: str) -> Mapping[str, str]:
     folder = Path(__file__).parent / room
-    known = {path.stem: f"medray.{room}.{path.stem}" for path in sorted(folder.glob("[!_]*.py"))}
+    # a file, or the folder of the same name that it became when it grew over 400 lines
+    found = [*folder.glob("[!_]*.py"), *(init.parent for init in folder.glob("[!_]*/__init__.py"))]
+    known = {path.stem: f"medray.{room}.{path.stem}" for path in sorted(found)}
     for entry in importlib.metadata.entry_points(group=f"medray.{room}"):
         if entry.name in known and known[entry.name] != entry.value:
             raise StudyError(
@@ -236,7 +238,7 @@ def of(room: str) -> Room:
 def described(cls: type[BaseModel]) -> dict[str, str]:
     """What the docstrings of a class and of its bases say about each field, under `Attributes:`."""
     texts: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
+    for base in reversed(cls.__mro__[: cls.__mro__.index(BaseModel)]):
         _, _, attributes = (inspect.cleandoc(base.__dict__.get("__doc__") or "")).partition("Attributes:\n")
         for entry in re.split(r"\n(?=    \S)", "\n" + attributes.split("\n\n")[0])[1:]:
             fields, _, text = entry.partition(": ")

@@ -91,7 +91,7 @@ def _of_modalities(study: Study) -> Iterator[str]:
     never = never_inputs(study)
     for name, modality in study.modalities.items():
         source = study.source_of(name)
-        if not re.fullmatch(r"[A-Za-z][\w-]*", name):
+        if name not in study.sources and not re.fullmatch(r"[A-Za-z][\w-]*", name):
             yield f"modalities.{name}: a name is a letter, then letters, digits, '_' and '-'"
         if source not in study.sources:
             near = plugins.suggest(source, study.sources)

@@ -80,7 +80,7 @@ def read(text: str) -> Any:
 
 def write(value: Any) -> str:
     """Python values as YAML that `read` reads as the same values."""
-    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+    return str(yaml.dump(thaw(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
 
 
 def settings(texts: Iterable[str]) -> dict[str, Any]:
@@ -197,24 +197,21 @@ def _set(written: Any, resolved: Any, path: list[str], value: Any) -> None:
     here = written
     for index, part in enumerate(path[:-1]):
         resolved = _at(resolved, part)
-        step = here[int(part)] if isinstance(here, list) and _is_index(part, here) else None
-        step = here.get(part) if isinstance(here, dict) else step
+        step = here[_index(part, here, path)] if isinstance(here, list) else here.get(part)
         if isinstance(step, str) and isinstance(resolved, Kind):
             step = {"kind": step}
-        if step is None and isinstance(here, dict):
+        if step is None:
             # a written `modalities:` is the whole list, so all of them are written down
             step = {name: {} for name in resolved} if path[: index + 1] == ["modalities"] else {}
         if not isinstance(step, dict | list):
             raise StudyError(f"{'.'.join(path)}: '{'.'.join(path[: index + 1])}' holds no further keys")
         if isinstance(resolved, Kind) and isinstance(step, dict) and "kind" not in step:
             step = {"kind": resolved.kind, **step}
-        here[int(part) if isinstance(here, list) else part] = step
+        here[_index(part, here, path) if isinstance(here, list) else part] = step
         here = step
     last = path[-1]
     if isinstance(here, list):
-        if not _is_index(last, here):
-            raise StudyError(f"{'.'.join(path)}: the list has {len(here)} items, counted from 0")
-        here[int(last)] = value
+        here[_index(last, here, path)] = value
         return
     if last == "kind" and value != here.get("kind", getattr(resolved, "kind", None)):
         for field in [field for field in here if field not in _lasting(resolved)]:
@@ -229,12 +226,14 @@ def _at(resolved: Any, part: str) -> Any:
     if isinstance(resolved, Mapping):
         return resolved.get(part)
     if isinstance(resolved, tuple):
-        return resolved[int(part)] if _is_index(part, resolved) else None
+        return resolved[int(part)] if part.isdecimal() and int(part) < len(resolved) else None
     return getattr(resolved, part, None) if part in getattr(type(resolved), "model_fields", {}) else None
 
 
-def _is_index(part: str, items: list[Any] | tuple[Any, ...]) -> bool:
-    return part.isdecimal() and int(part) < len(items)
+def _index(part: str, items: list[Any], path: list[str]) -> int:
+    if not part.isdecimal() or int(part) >= len(items):
+        raise StudyError(f"{'.'.join(path)}: the list has {len(items)} items, counted from 0; '{part}' is none of them")
+    return int(part)
 
 
 def _lasting(config: Any) -> frozenset[str]:
