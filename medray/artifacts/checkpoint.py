@@ -144,13 +144,13 @@ def save_step(
             temporary, Manifest(sort="step", digest=str(step), facts=dict(state), files=files, created=created)
         )
         if final.exists():  # the same step again, after a resume: equal weights, by exact resume
-            shutil.rmtree(final)
+            _delete(final)
         temporary.rename(final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     fsync_folder(folder)
     for old in _steps(folder)[:-STEPS_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+        _delete(old)
 
 
 def newest_step(folder: Path) -> tuple[int, Tensors, Tensors, dict[str, Any]] | None:
@@ -168,6 +168,13 @@ def newest_step(folder: Path) -> tuple[int, Tensors, Tensors, dict[str, Any]] | 
             weights, optimizer = (load((path / name).read_bytes()) for name in (WEIGHTS, OPTIMIZER))
             return int(manifest.digest), weights, optimizer, manifest.facts
     return None
+
+
+def _delete(step: Path) -> None:
+    """Out of sight first: a crash halfway leaves no step with a file missing."""
+    hidden = step.with_name(f".{step.name}.{secrets.token_hex(4)}")
+    step.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ MAX_BYTES = (1 << 31) - 1  # AES-GCM in one piece; larger data go into packs
 
 
 class Vault:
-    """A folder of sealed files; picklable by reference."""
+    """A folder of sealed files; picklable by reference. What is sealed knows the folder's name: do not rename it."""
 
     def __init__(self, folder: Path, keyring: Keyring) -> None:
         self.folder = Path(folder)
@@ -28,14 +28,18 @@ class Vault:
     def __reduce__(self) -> tuple[type[Vault], tuple[Path, Keyring]]:
         return (Vault, (self.folder, self.keyring))
 
-    def key_for(self, name: str) -> bytes:
+    def key_for(self, name: str, *, make: bool = True) -> bytes:
         """The key of one file.
 
+        Args:
+            name: of the file.
+            make: give the folder a key if it has none; False in reading, where a missing one is a loss.
+
         Raises:
-            IntegrityError: the folder's key was changed, or wrapped by another installation.
+            IntegrityError: the folder's key is lost, was changed, or was wrapped by another installation.
         """
         if self._key is None:
-            self._key = self._folder_key()
+            self._key = self._folder_key(make)
         return derive(self._key, name)
 
     def write(self, name: str, data: bytes) -> None:
@@ -44,11 +48,13 @@ class Vault:
         Raises:
             ArtifactError: more than 2 GiB.
         """
-        if len(data) > MAX_BYTES:
-            raise ArtifactError(
-                f"{self.folder / name}: {len(data):,} bytes do not fit one sealed file; make more files"
-            )
-        write_bytes(self.folder / name, seal(self.key_for(name), data, self._context(name)))
+        write_bytes(self.folder / name, self._sealed(name, data))
+
+    def write_once(self, name: str, data: bytes) -> bytes:
+        """What is sealed in a file, which is made of `data` if it is not there; all who race get the same."""
+        self.key_for(name)
+        made_once(self.folder / name, self._sealed(name, data))
+        return self.read(name)
 
     def read(self, name: str) -> bytes:
         """What was sealed into a file.
@@ -61,15 +67,24 @@ class Vault:
             sealed = (self.folder / name).read_bytes()
         except FileNotFoundError as error:
             raise ArtifactError(f"{self.folder / name}: missing. Make the artifact again with --force.") from error
-        return open_sealed(self.key_for(name), sealed, self._context(name))
+        return open_sealed(self.key_for(name, make=False), sealed, self._context(name))
+
+    def _sealed(self, name: str, data: bytes) -> bytes:
+        if len(data) > MAX_BYTES:
+            raise ArtifactError(
+                f"{self.folder / name}: {len(data):,} bytes do not fit one sealed file; make more files"
+            )
+        return seal(self.key_for(name), data, self._context(name))
 
     def _context(self, name: str) -> str:
         return f"{self.folder.name}/{name}"
 
-    def _folder_key(self) -> bytes:
+    def _folder_key(self, make: bool) -> bytes:
         path = self.folder / KEY_FILE
         context = f"{self.folder.name}/{KEY_FILE}"
         if not path.exists():
+            if not make:
+                raise IntegrityError(f"{path}: missing, and without it nothing here opens. Restore it from a backup.")
             make_folder(self.folder)
             wrapped = self.keyring.wrap(secrets.token_bytes(KEY_BYTES), context)
             made_once(path, json.dumps({"wrapped": wrapped}).encode())

@@ -25,7 +25,7 @@ from medray.artifacts.table.log import Log
 from medray.artifacts.table.packs import PackReader, PackWriter
 from medray.artifacts.table.parts import Description, Part, bucket_of, read_part, schema_of, write_part
 from medray.artifacts.vault import Vault
-from medray.errors import ArtifactError
+from medray.errors import ArtifactError, IntegrityError
 from medray.governance.crypto import Keyring
 from medray.schema import FILE_ID, FILES, POSITION, QUARANTINE
 
@@ -89,6 +89,8 @@ class Table:
         """
         if "_description" not in self.__dict__:
             if not (self.folder / DESCRIPTION).exists():
+                if self._log.version() >= 0:
+                    raise IntegrityError(f"{self.folder / DESCRIPTION}: missing. Restore it from a backup.")
                 return None
             self.__dict__["_description"] = Description.model_validate_json(self.vault.read(DESCRIPTION))
         found: Description = self.__dict__["_description"]
@@ -100,10 +102,9 @@ class Table:
         Raises:
             ArtifactError: it was created otherwise before.
         """
-        known = self.describe()
-        if known is None:
-            self.vault.write(DESCRIPTION, description.model_dump_json().encode())
-        elif known != description:
+        self._log.start()
+        known = self.vault.write_once(DESCRIPTION, description.model_dump_json().encode())
+        if Description.model_validate_json(known) != description:
             raise ArtifactError(f"{self.folder}: created before with other columns or buckets. Use another workspace.")
 
     def parts(self, source: str | None = None) -> list[Part]:
@@ -112,7 +113,7 @@ class Table:
         Raises:
             IntegrityError: the log was changed, cut or reordered.
         """
-        return [part for part in self._log.parts(self.pinned) if source in (None, part.source)]
+        return [part for part in self._log.parts(self.pinned).values() if source in (None, part.source)]
 
     # -- writing
 
@@ -181,8 +182,8 @@ class Table:
         if not self.folder.is_dir():
             return 0
         named = {name for part in self._log.every_part() for name in (part.name, *part.packs)}
-        orphans = [path for path in self.folder.iterdir() if path.name.startswith(("part-", "pack-", "."))]
-        orphans = [path for path in orphans if path.name not in named] + self._log.leftovers()
+        files = [path for path in self.folder.iterdir() if path.name.startswith(("part-", "pack-", "."))]
+        orphans = [path for path in files if path.name not in named] + self._log.leftovers()
         for path in orphans:
             path.unlink()
         if orphans:
@@ -206,7 +207,8 @@ class Table:
         """
         schema = self._schema(source)
         wanted = None if columns is None else list(dict.fromkeys([*columns, POSITION]))
-        found = [read_part(self.vault, part, buckets, wanted) for part in self.parts(source)]
+        there = [part for part in self.parts(source) if buckets is None or not set(buckets).isdisjoint(part.buckets)]
+        found = [read_part(self.vault, part, buckets, wanted) for part in there]
         if schema is not None:
             fields = schema if wanted is None else pa.schema([schema.field(name) for name in wanted])
             found.append(fields.empty_table())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medray.schema import ASSET
+from medray.schema import ASSET, POSITION
 
 if TYPE_CHECKING:
     import hashlib
@@ -17,6 +17,9 @@ ASSET_CONTENT = ("digest", "dtype")  # where an array lies says nothing about th
 
 def update(digest: hashlib._Hash, source: str, rows: pa.Table) -> None:
     """Add a source's rows, ordered by position, to a digest; columns count by name, in any order."""
+    if POSITION not in rows.column_names:  # rows without an order of their own
+        flat = [name for name in sorted(rows.column_names) if not pa.types.is_nested(rows.schema.field(name).type)]
+        rows = rows.sort_by([(name, "ascending") for name in flat])
     digest.update(f"{source}\0{rows.num_rows}\0".encode())
     for name in sorted(rows.column_names):
         column = rows.column(name)

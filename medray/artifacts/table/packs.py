@@ -12,6 +12,7 @@ import hashlib
 import math
 import os
 import secrets
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from types import TracebackType
@@ -95,6 +96,7 @@ class PackReader:
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
         self._open: OrderedDict[str, tuple[int, AESGCM]] = OrderedDict()
+        self._lock = threading.Lock()  # a pack may not be closed while another thread reads it
 
     def load(self, asset: Mapping[str, Any]) -> Array:
         """The array that an asset names, read-only.
@@ -104,9 +106,10 @@ class PackReader:
         """
         import numpy as np
 
-        descriptor, cipher = self._pack(asset["pack"])
         where = f"{self._vault.folder / asset['pack']} at byte {asset['offset']}"
-        sealed = memoryview(os.pread(descriptor, asset["length"], asset["offset"]))
+        with self._lock:
+            descriptor, cipher = self._pack(asset["pack"])
+            sealed = memoryview(os.pread(descriptor, asset["length"], asset["offset"]))
         if len(sealed) != asset["length"]:
             raise IntegrityError(f"{where}: cut to {len(sealed)} of {asset['length']} bytes. Restore it from a backup.")
         step = CHUNK_BYTES + TAG_BYTES
@@ -123,8 +126,11 @@ class PackReader:
         except (InvalidTag, ValueError) as error:
             raise IntegrityError(f"{where}: changed, swapped or of another row. Restore it from a backup.") from error
         dtype, shape = np.dtype(asset["dtype"]), tuple(asset["shape"])
-        raw = pa.Codec("zstd").decompress(packed, math.prod(shape) * dtype.itemsize, asbytes=True)
-        return np.frombuffer(raw, dtype).reshape(shape)
+        try:
+            raw = pa.Codec("zstd").decompress(packed, math.prod(shape) * dtype.itemsize, asbytes=True)
+            return np.frombuffer(raw, dtype).reshape(shape)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise IntegrityError(f"{where}: not the {dtype} array of shape {shape} that the row names.") from error
 
     def _pack(self, name: str) -> tuple[int, AESGCM]:
         if name in self._open:
@@ -135,7 +141,7 @@ class PackReader:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError as error:
             raise IntegrityError(f"{path}: missing. Restore it from a backup.") from error
-        self._open[name] = (descriptor, AESGCM(self._vault.key_for(name)))
+        self._open[name] = (descriptor, AESGCM(self._vault.key_for(name, make=False)))
         if len(self._open) > MAX_OPEN:
             os.close(self._open.popitem(last=False)[1][0])
         return self._open[name]

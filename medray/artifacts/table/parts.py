@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -112,10 +113,9 @@ def write_part(vault: Vault, source: str, rows: pa.Table, schema: pa.Schema | No
 
     rows = _conform(source, rows, schema)
     buckets = _buckets(rows, num_buckets)
-    order = [("bucket", "ascending")] + ([(POSITION, "ascending")] if POSITION in rows.column_names else [])
-    rows = rows.append_column("bucket", pa.array(buckets, pa.int32())).sort_by(order)
-    counts = {bucket: buckets.count(bucket) for bucket in sorted(set(buckets))}
-    rows = rows.drop_columns("bucket")
+    order = [(name, "ascending") for name in ("bucket", POSITION) if name in ("bucket", *rows.column_names)]
+    rows = rows.append_column("bucket", pa.array(buckets, pa.int32())).sort_by(order).drop_columns("bucket")
+    counts = dict(sorted(Counter(buckets).items()))
 
     name = f"part-{secrets.token_hex(16)}.parquet"
     sealed = create_encryption_properties(vault.key_for(name), aad_prefix=name.encode(), store_aad_prefix=False)
@@ -152,7 +152,7 @@ def read_part(
     from pyarrow.parquet.encryption import create_decryption_properties
 
     path = vault.folder / part.name
-    key = vault.key_for(part.name)
+    key = vault.key_for(part.name, make=False)
     opened = create_decryption_properties(key, aad_prefix=part.name.encode())
     wanted = None if buckets is None else set(buckets)
     groups = [group for group, bucket in enumerate(part.buckets) if wanted is None or bucket in wanted]
