@@ -57,6 +57,7 @@ class Modality(Kind, ABC):
     explainer: ClassVar[str]  # the explainer kind, likewise
     storage: ClassVar[Literal["uint8", "float16", "float32"]]
     axes: ClassVar[tuple[str, ...]]  # of one encoded sample
+    reads: ClassVar[Literal["assets", "columns"]] = "assets"  # a record without an asset counts as absent, or is a row
 
     of: str = ""
     use: Literal["latest", "first"] = "latest"

@@ -38,6 +38,7 @@ class Table(Modality):
     explainer: ClassVar[str] = "input_x_gradient"
     storage: ClassVar[Literal["uint8", "float16", "float32"]] = "float32"
     axes: ClassVar[tuple[str, ...]] = ("columns",)
+    reads: ClassVar[Literal["assets", "columns"]] = "columns"
 
     columns: tuple[str, ...] | None = None
 
