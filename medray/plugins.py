@@ -96,16 +96,21 @@ def find(room: str, name: str) -> type[Kind]:
     """The class of a kind.
 
     Raises:
-        StudyError: no such kind; the message names the nearest one.
-        MissingExtraError: the kind's library is not installed.
+        StudyError: no such kind; the message names the nearest one. Or it is there and cannot be used.
     """
     known = names(room)
     if name not in known:
         raise StudyError(f"unknown kind '{name}'{suggest(name, known)} Known: {', '.join(sorted(known))}.")
     module_name, _, attribute = known[name].partition(":")
-    module = importlib.import_module(module_name)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise StudyError(f"kind '{name}' of {room} cannot be imported from {module_name}: {error}") from error
     if attribute:
-        return getattr(module, attribute)  # type: ignore[no-any-return]
+        cls = getattr(module, attribute, None)
+        if not (inspect.isclass(cls) and issubclass(cls, Kind)):
+            raise StudyError(f"kind '{name}' of {room}: {known[name]} is no kind")
+        return cls
     classes = [
         member
         for _, member in inspect.getmembers(module, inspect.isclass)

@@ -33,12 +33,15 @@ NUMBER, TEXT, TIMESTAMP = "number", "text", "time"
 _IDENTIFIERS = re.compile(
     r"""(^|[_.\s-])(
       (first|last|full|family|given|middle|maiden|patients?|subjects?|mothers?|fathers?)?_?names? | surname | initials
-    | mrn | ssn | social_security\w* | national_id | passport | (medical_record|health_plan|insurance|account|policy)\w*
-    | (patients?|subjects?|person)_?(id|number|no) | licen[cs]e\w* | vehicle\w* | serial\w*
-    | address\w* | street | city | zip\w* | post_?code | postal\w* | county | phone\w* | tel | telephone | mobile | fax
-    | e_?mail\w* | url | ip | ip_address | (birth|death|admission|discharge)_?(date|day)\w* | date_of_(birth|death)
-    | dob | fingerprint\w* | photo\w*
-    )($|[_.\s-])""",
+    | mrn | ssn | national_id | passport\w* | next_of_kin
+    | (social_security|nhs|medical_record|health_plan|beneficiary|insurance|account|policy|licen[cs]e|accession|serial
+      |patients?|subjects?|persons?|encounter|visit|admission|hadm|stay|episode)_?(ids?|number|num|no)
+    | licen[cs]e_plate\w* | vehicle\w* | device_(id|serial)\w* | u?uid | guid
+    | address\w* | street\w* | city | zip(_?codes?)? | post_?code | postal\w* | county | phone\w* | tel | telephone
+    | mobile_?(number|phone) | fax | e[_-]?mail\w* | url | ip | ip_address
+    | (birth|death|admission|discharge)_?(date|day)\w* | date_of_(birth|death|admission|discharge) | dob | dod
+    | fingerprint\w* | voice_?print\w* | biometric\w* | photo(graph)?s?
+    )($|[_.\s-]) | ^(id|patients?|subjects?|persons?|mobile)$""",
     re.VERBOSE | re.IGNORECASE,
 )
 

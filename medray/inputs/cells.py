@@ -25,6 +25,7 @@ _COMPACT = r"^(\d{4})(\d\d)(\d\d)"
 _CLOCK = r"(?:[T ,]+(\d{1,2}):(\d\d)(?::(\d\d)(?:\.(\d{1,6})\d*)?)?(?:\s*([AaPp])\.?[Mm]\.?)?)?"
 _YEAR_LAST = re.compile(rf"(\d{{1,2}})([/.-])(\d{{1,2}})\2(\d{{4}}){_CLOCK}")
 _YEAR_FIRST = re.compile(rf"(\d{{4}})([/.-])(\d{{1,2}})\2(\d{{1,2}}){_CLOCK}")
+_DATE_LIKE = r"^\d{1,4}[/.-]\d{1,2}[/.-]\d{1,4}|(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)"
 _MONTH_NAME = re.compile(r"(?i)\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b")
 
 
@@ -133,10 +134,11 @@ def _times(texts: pa.Array) -> pa.Array:
         if pc.any(zoned).as_py():
             without_blank = pc.replace_substring_regex(texts, r" ?(Z|[+-]\d\d:?\d\d)$", r"\1")
             times = pc.coalesce(times, pc.if_else(zoned, without_blank, None).cast(TYPES[TIMESTAMP]))
-        others = pc.and_(pc.is_valid(texts), pc.is_null(times))
+        others = pc.is_null(times)
     except pa.ArrowInvalid:  # one of them is the 30th of February
         others = pc.is_valid(texts)
         times = pa.nulls(len(texts), TYPES[TIMESTAMP])
+    others = pc.and_(others, pc.fill_null(pc.match_substring_regex(texts, _DATE_LIKE), fill_value=False))
     if pc.any(others).as_py():
         encoded = pc.if_else(others, texts, None).dictionary_encode()
         moments = pa.array([_moment(text) for text in encoded.dictionary.to_pylist()], TYPES[TIMESTAMP])
