@@ -119,7 +119,7 @@ class Predictor:
             DataError: names the field that is unknown, of a wrong type or not an input.
         """
         self._known(modality)
-        if len(self.shapes[modality]) != 1:
+        if self.modalities[modality].reads == "assets":
             raise DataError(f"{modality}: this {self.modalities[modality].kind} is sent as a file, not as values")
         kinds = self.fields(modality)
         for field, value in values.items():
@@ -182,8 +182,9 @@ class Predictor:
         for name, modality in self.modalities.items():
             if name in given:
                 arrays[name] = inputs.encode(modality, self.states[name], given[name])
-                assets = given[name].assets
-                present[name] = np.array([asset is not None for asset in assets] if assets else [True] * count)
+                present[name] = np.ones(count, bool)
+                if modality.reads == "assets":
+                    present[name] = np.array([asset is not None for asset in given[name].assets or [None] * count])
             else:
                 arrays[name] = inputs.blank(modality, self.states[name], count)
                 present[name] = np.zeros(count, bool)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from medray import metrics
+from medray.artifacts.durable import write_bytes
 from medray.errors import ArtifactError
 from medray.metrics import Array, CalibrationBin, Estimate, Task
 from medray.report import words
@@ -108,27 +109,25 @@ class Certificate(Noun):
         subjects: number of subjects by split.
         units: number of units with a label by split.
         units_per_class: number of units by split and class.
-        disjoint: whether no subject is in two splits.
-        fitted_on: the split from which every statistic of the preparation comes.
+        disjoint: whether no subject is in two splits; None where the scores do not tell.
+        fitted_on: the split from which every statistic of the preparation comes; empty where the scores do not tell.
         left_out: number of units that take no part, by reason.
-        earlier_looks: how often this held-out split was evaluated before.
+        earlier_looks: how often this held-out split was evaluated before; None where nobody counts.
         subject_rule: how subjects are told apart, in words.
         split_rule: how subjects came into their splits, in words.
         warnings: what weakens the separation, such as that each record counts as its own subject.
-        seed: of the draw, where splits were drawn.
     """
 
     subjects: dict[str, int]
     units: dict[str, int]
     units_per_class: dict[str, dict[str, int]] = {}
-    disjoint: bool
+    disjoint: bool | None
     fitted_on: str = "train"
     left_out: dict[str, int] = {}
-    earlier_looks: int = Field(0, ge=0)
+    earlier_looks: int | None = Field(0, ge=0)
     subject_rule: str = ""
     split_rule: str = ""
     warnings: tuple[str, ...] = ()
-    seed: int = 0
 
 
 class Explanation(Noun):
@@ -252,10 +251,9 @@ def measure(
 
 def write(report: Report, folder: Path) -> Paths:
     """Write `report.html` and then `report.json`: where the latter is, the report is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = Paths(folder / JSON_NAME, folder / HTML_NAME)
-    paths.html.write_text(html(report), encoding="utf-8")
-    paths.json.write_text(report.model_dump_json(indent=1), encoding="utf-8")
+    write_bytes(paths.html, html(report).encode())
+    write_bytes(paths.json, report.model_dump_json(indent=1).encode())
     return paths
 
 

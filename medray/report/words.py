@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from medray.metrics import Estimate, main_metric
 
 if TYPE_CHECKING:
-    from medray.report import Certificate, Comparison, Report
+    from medray.report import Comparison, Report
 
 # Fewer events or non-events make a validation unreliable: Collins, Ogundimu and Altman 2016, doi 10.1002/sim.6787.
 ENOUGH_EVENTS = 100
@@ -79,8 +79,8 @@ def verdict(report: Report) -> str:
     main, metric = report.main, main_metric(report.measures.task)
     name = MEANINGS[metric][0]
     reaches = f"a mean {name} over classes" if label(metric, report) != name else f"an {name}"
-    unseen = "that it had never seen" if report.certificate.disjoint else "some of which it had been trained on"
-    start = f"On {units(report)} {unseen}, the model"
+    unseen = {True: " that it had never seen", False: " some of which it had been trained on", None: ""}
+    start = f"On {units(report)}{unseen[report.certificate.disjoint]}, the model"
     if main.value is None:
         return f"{start} cannot be judged: {main.why}."
     value = f"{number(main.value, main.value)} ({interval(main)})"
@@ -114,9 +114,11 @@ def cautions(report: Report) -> list[str]:
     """What a careful reader would object to."""
     certificate, measures = report.certificate, report.measures
     found = []
-    if not certificate.disjoint:
+    if certificate.disjoint is None:
+        found.append("The scores do not tell whether the model had seen these subjects: then the figures are too good.")
+    elif not certificate.disjoint:
         found.append("Some subjects are in more than one split: the figures are too good and must not be used.")
-    if certificate.fitted_on != "train":
+    if certificate.fitted_on not in ("train", ""):
         found.append(f"Statistics of the preparation come from {certificate.fitted_on}, not from train alone.")
     found.extend(certificate.warnings)
     if certificate.earlier_looks:
@@ -152,30 +154,29 @@ def certificate(report: Report) -> list[tuple[str, str]]:
     """Question and answer, as an auditor asks."""
     has = report.certificate
     held_out = count(has.subjects.get("held_out", 0), "subject")
-    if has.disjoint:
-        apart = f"Yes. The {held_out} of the held-out split are in no other split."
-    else:
-        apart = "No. Some subjects are in more than one split."
-    rules = [(question, rule) for question, rule in _rules(has) if rule]
+    apart = {
+        True: f"Yes. The {held_out} of the held-out split are in no other split.",
+        False: "No. Some subjects are in more than one split.",
+        None: "Not known: this report was made from scores alone.",
+    }
+    fitted = (
+        f"Means, vocabularies and every other statistic come from the {has.fitted_on} split, "
+        "none from the held-out split."
+        if has.fitted_on
+        else "Not known."
+    )
     out = "; ".join(f"{count(n)} ({reason})" for reason, n in has.left_out.items() if n)
-    looks = f"Yes, {count(has.earlier_looks, 'time')}." if has.earlier_looks else "No, this is the first time."
+    looks = f"Yes, {count(has.earlier_looks or 0, 'time')}." if has.earlier_looks else "No, this is the first time."
+    rules = {
+        "How are subjects told apart?": has.subject_rule,
+        "How did subjects come into their splits?": has.split_rule,
+    }
     return [
-        ("Are the held-out subjects in no other split?", apart),
-        (
-            "What did the preparation learn from?",
-            f"Means, vocabularies and every other statistic come from the {has.fitted_on} split, "
-            "none from the held-out split.",
-        ),
-        *rules,
+        ("Are the held-out subjects in no other split?", apart[has.disjoint]),
+        ("What did the preparation learn from?", fitted),
+        *((question, rule) for question, rule in rules.items() if rule),
         ("Was anything left out?", f"Yes: {out}." if out else "No unit was left out."),
-        ("Was this held-out split looked at before?", looks),
-    ]
-
-
-def _rules(has: Certificate) -> list[tuple[str, str]]:
-    return [
-        ("How are subjects told apart?", has.subject_rule),
-        ("How did subjects come into their splits?", f"{has.split_rule} (seed {has.seed})." if has.split_rule else ""),
+        ("Was this held-out split looked at before?", "Not known." if has.earlier_looks is None else looks),
     ]
 
 
