@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import re
 import secrets
 import shutil
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from medray.artifacts.durable import fsync_folder, make_folder, sha256_of, write_bytes
+from medray.artifacts.durable import fsync_folder, make_folder, write_bytes
 from medray.artifacts.manifest import Manifest, read_manifest, verify_files, write_manifest
 from medray.artifacts.shards import ServingFacts
 from medray.errors import ArtifactError, IntegrityError
@@ -23,12 +24,8 @@ if TYPE_CHECKING:
 
     Tensors = dict[str, torch.Tensor]
 
-WEIGHTS, OPTIMIZER, BASELINE, STUDY = (
-    "weights.safetensors",
-    "optimizer.safetensors",
-    "baseline.safetensors",
-    "study.yaml",
-)
+WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+BASELINE, STUDY = "baseline.safetensors", "study.yaml"
 STEPS_KEPT = 2  # the newest, and the one before in case its disk block goes bad
 
 
@@ -110,8 +107,6 @@ class Checkpoint:
         verify_files(self.folder, self.manifest)
 
     def _bytes(self, name: str) -> bytes:
-        import hashlib
-
         path = self.folder / name
         try:
             data = path.read_bytes()
@@ -129,20 +124,30 @@ def save_step(
     optimizer: Mapping[str, torch.Tensor],
     state: Mapping[str, Any],
 ) -> None:
-    """Keep what a cut-off run goes on from; `state` is JSON. A crash leaves either all of it or nothing."""
+    """Keep what a cut-off run goes on from: all of it or, after a crash, nothing. One process at a time.
+
+    Args:
+        folder: of the checkpoint.
+        step: a number that grows.
+        weights: name to tensor; likewise `optimizer`.
+        optimizer: what the optimizer holds, flat.
+        state: anything else, as JSON.
+    """
     from safetensors.torch import save
 
-    make_folder(folder)
+    for left in make_folder(folder).glob(".step-*"):  # by a run that was killed here
+        shutil.rmtree(left, ignore_errors=True)
     final = folder / f"step-{step:08d}"
     temporary = make_folder(folder / f".step-{step:08d}.{secrets.token_hex(4)}")
     try:
+        files = {}
         for name, tensors in ((WEIGHTS, weights), (OPTIMIZER, optimizer)):
-            write_bytes(temporary / name, save({key: tensor.contiguous() for key, tensor in tensors.items()}))
-        files = {name: sha256_of(temporary / name) for name in (WEIGHTS, OPTIMIZER)}
-        created = datetime.datetime.now(datetime.UTC)
-        write_manifest(
-            temporary, Manifest(sort="step", digest=str(step), facts=dict(state), files=files, created=created)
-        )
+            data = save({key: tensor.contiguous() for key, tensor in tensors.items()})
+            write_bytes(temporary / name, data)
+            files[name] = hashlib.sha256(data).hexdigest()
+        now = datetime.datetime.now(datetime.UTC)
+        kept = Manifest(sort="step", digest=str(step), facts=dict(state), files=files, created=now)
+        write_manifest(temporary, kept, STATE)
         if final.exists():  # the same step again, after a resume: equal weights, by exact resume
             _delete(final)
         temporary.rename(final)
@@ -162,7 +167,7 @@ def newest_step(folder: Path) -> tuple[int, Tensors, Tensors, dict[str, Any]] | 
     from safetensors.torch import load
 
     for path in reversed(_steps(folder)):
-        manifest = read_manifest(path)
+        manifest = read_manifest(path, STATE)
         if manifest is not None:
             verify_files(path, manifest)
             weights, optimizer = (load((path / name).read_bytes()) for name in (WEIGHTS, OPTIMIZER))

@@ -43,14 +43,14 @@ class Manifest(BaseModel):
     versions: dict[str, str] = {}
 
 
-def read_manifest(folder: Path) -> Manifest | None:
+def read_manifest(folder: Path, name: str = NAME) -> Manifest | None:
     """The manifest of a complete artifact; None where it is not complete.
 
     Raises:
         IntegrityError: the manifest was changed or cut.
     """
     try:
-        text = (folder / NAME).read_bytes()
+        text = (folder / name).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
@@ -58,17 +58,17 @@ def read_manifest(folder: Path) -> Manifest | None:
         check = fields.pop("check")
         manifest = Manifest.model_validate(fields)
     except (ValueError, AttributeError, KeyError, TypeError, ValidationError) as error:
-        raise IntegrityError(f"{folder / NAME}: damaged. Make the artifact again with --force.") from error
+        raise IntegrityError(f"{folder / name}: damaged. Make the artifact again with --force.") from error
     if check != _check(fields):
-        raise IntegrityError(f"{folder / NAME}: changed since it was written. Make the artifact again with --force.")
+        raise IntegrityError(f"{folder / name}: changed since it was written. Make the artifact again with --force.")
     return manifest
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: Manifest, name: str = NAME) -> None:
     """Complete an artifact, durably."""
     fields = json.loads(manifest.model_dump_json())
     text = json.dumps({**fields, "check": _check(fields)}, indent=1, ensure_ascii=False)
-    write_bytes(folder / NAME, text.encode())
+    write_bytes(folder / name, text.encode())
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
