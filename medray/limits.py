@@ -13,7 +13,8 @@ from medray.errors import ReadError
 
 MAX_FILE_BYTES = 4 << 30
 MAX_ARRAY_BYTES = 1 << 30  # one decoded image, volume or signal
-MAX_INFLATE_RATIO = 200  # gzip of clinical tables reaches 5 to 30
+MAX_INFLATE_RATIO = 200  # gzip of clinical tables reaches 5 to 30, lossy images 10 to 60
+FREE_BYTES = 64 << 20  # decoded from however little: a blank image compresses without limit
 
 
 def check_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> int:
@@ -43,3 +44,14 @@ def check_array(path: Path, shape: Sequence[int], itemsize: int, max_bytes: int 
     size = math.prod(shape) * itemsize
     if size > max_bytes:
         raise ReadError(path, f"announces {size:,} bytes of samples, over the budget of {max_bytes:,}")
+
+
+def check_inflation(path: Path, encoded: int, decoded: int, max_ratio: float = MAX_INFLATE_RATIO) -> None:
+    """Refuse what grows from `encoded` to more than `max_ratio` times as many `decoded` bytes.
+
+    Raises:
+        ReadError: a decompression bomb, or a blank image too large to be told from one.
+    """
+    if decoded > max(FREE_BYTES, max_ratio * encoded):
+        budget = f"over the budget of 1 to {max_ratio:g}"
+        raise ReadError(path, f"{encoded:,} bytes would decode to {decoded:,} or more, {budget}")

@@ -192,7 +192,8 @@ def _between(size: int, fields: int) -> Array:
 
     place = np.linspace(0, fields - 1, size, dtype=np.float32)[:, None]
     near: Array = np.maximum(0, 1 - np.abs(place - np.arange(fields, dtype=np.float32)))
-    return near / np.sqrt((near**2).sum(1, keepdims=True))
+    near /= np.sqrt((near**2).sum(1, keepdims=True))
+    return near
 
 
 # Height in mV, place and width in s from the R peak, of the waves of one beat, in the two limb leads from which the
@@ -229,7 +230,7 @@ def _ecg(persona: Persona, rate_hz: int, seconds: int, draw: np.random.Generator
     until = 0.19 * (mean_rr / 0.85) ** 0.5
     plateau = (_inside(since, until, 0.012) * (1 - _inside(since, 0.065, 0.008))).sum(1)
     depressed = np.array([lead in LATERAL for lead in _DRAWN])
-    depth = draw.normal(0, 0.02, size=len(_DRAWN)) - persona.signal_cause * depressed * draw.uniform(0.12, 0.22)
+    depth = draw.normal(0, 0.03, size=len(_DRAWN)) - persona.signal_cause * depressed * draw.uniform(0.10, 0.20)
     drawn += plateau[:, None] * depth
 
     one, two = drawn[:, 0], drawn[:, 1]
