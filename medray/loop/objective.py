@@ -48,13 +48,13 @@ class Objective:
         self.positive, self.negative = self.positive.to(device), self.negative.to(device)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(B,) of logits and labels (B, k), both as the shards have them."""
+        """The mean over a batch of logits and labels (B, k), both as the shards have them."""
         if self.task == "regression":
-            return functional.mse_loss(logits, (labels - self.mean) / self.std, reduction="none").mean(1)
+            return functional.mse_loss(logits, (labels - self.mean) / self.std)
         if self.task == "multiclass":
-            return -(labels * self.positive * logits.log_softmax(1)).sum(1)
+            return -(labels * self.positive * logits.log_softmax(1)).sum(1).mean()
         weight = torch.lerp(self.negative, self.positive, labels)
-        return functional.binary_cross_entropy_with_logits(logits, labels, weight, reduction="none").mean(1)
+        return functional.binary_cross_entropy_with_logits(logits, labels, weight)
 
     def scores(self, logits: Tensor) -> Tensor:
         """(n, k) probabilities, or values in the target's units, of logits as they are trained."""
@@ -65,6 +65,6 @@ class Objective:
 
     def judged(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
         """`loss` and the task's main metric (AUROC or RMSE), of all rows of a split; the metric where it is defined."""
-        found = {"loss": float(self.loss(logits, labels).double().mean())}
+        found = {"loss": float(self.loss(logits, labels))}
         value = metrics.main_value(self.task, labels.cpu().numpy(), self.scores(logits).cpu().numpy())
         return found if value is None else {**found, metrics.main_metric(self.task): value}
