@@ -1,0 +1,239 @@
+"""Survey: what columns hold, and the keys that decide splits and joins; nothing that identifies leaves a task.
+
+What leaves it is counts, column names, pseudonyms and split names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from medray.errors import ReadError
+from medray.governance.deidentify import SKETCH, Facts, Pseudonyms, names_a_number, reason_to_drop
+from medray.ingest.keys import CODES, ID_TYPE, Source, as_ids, choose, extended, keys_of
+from medray.ingest.plan import Plan, from_text, to_text
+from medray.inputs import count_kinds, kind_of, typed
+from medray.readers import Records, evaluate
+from medray.schema import NUMBER, TEXT, TIMESTAMP, canonical
+
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Keys:
+    """The keys of a source's rows, in no order.
+
+    Attributes:
+        positions: int64 (n,).
+        records: pseudonyms (n,).
+        subjects: pseudonyms (n,); zeros where the row does not say or another source knows.
+        codes: index into `CODES` of the split, uint8 (n,): as published where the source holds a published split, else
+            as drawn for the subject.
+    """
+
+    positions: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    records: Array = field(default_factory=lambda: np.zeros(0, ID_TYPE))
+    subjects: Array = field(default_factory=lambda: np.zeros(0, ID_TYPE))
+    codes: Array = field(default_factory=lambda: np.zeros(0, np.uint8))
+
+    def ordered(self) -> Keys:
+        """By position."""
+        order = np.argsort(self.positions)
+        return Keys(self.positions[order], self.records[order], self.subjects[order], self.codes[order])
+
+
+@dataclass
+class Surveyed:
+    """What was found in a source.
+
+    Attributes:
+        files: that could be read.
+        rows: in them.
+        facts: by column.
+        keys: None where they were not asked for.
+    """
+
+    files: int = 0
+    rows: int = 0
+    facts: dict[str, Facts] = field(default_factory=dict)
+    keys: Keys | None = None
+
+
+def survey(plan: Plan, group: Mapping[str, Any]) -> dict[str, Any]:
+    """Look at a group of files of one source; files that cannot be read are left to the writing task.
+
+    Args:
+        plan: what tasks share.
+        group: `types` and `keys` say what is asked for; `open` whether files must be opened for it.
+    """
+    source = plan.sources[group["source"]]
+    pseudonyms = plan.pseudonyms()
+    facts: dict[str, Facts] = {}
+    found: list[tuple[int, bytes, bytes, int]] = []
+    num_files, num_rows = 0, 0
+    for number, path, _ in group["files"]:
+        if source.missing_in_path(path):
+            continue
+        keys: list[tuple[int, bytes, bytes, int]] = []
+        rows = 0
+        try:
+            for records in _records(source, path, group["open"]):
+                if group["types"]:
+                    _count(source, records, facts, pseudonyms)
+                if group["keys"]:
+                    keys += _keys(source, records, number, path, pseudonyms)
+                rows += len(records.rows) + len(records.bad)
+        except ReadError:
+            rows, keys = 1, []
+        else:
+            num_files += group["open"]
+        found += keys
+        num_rows += rows * group["open"]
+    result: dict[str, Any] = {
+        "source": source.name,
+        "order": group["files"][0][0],
+        "files": num_files,
+        "rows": num_rows,
+        "facts": {name: asdict(fact) for name, fact in facts.items()},
+    }
+    if group["keys"]:
+        positions, records_, subjects, codes = zip(*found, strict=True) if found else ((), (), (), ())
+        result["keys"] = {
+            "positions": to_text(np.array(positions, np.int64)),
+            "records": to_text(as_ids(records_)),
+            "subjects": to_text(as_ids(subjects)),
+            "codes": to_text(np.array(codes, np.uint8)),
+        }
+    return result
+
+
+def merged(results: Iterable[Mapping[str, Any]]) -> dict[str, Surveyed]:
+    """What the groups of each source have found together."""
+    sources: dict[str, Surveyed] = {}
+    for result in sorted(results, key=lambda result: result["order"]):
+        found = sources.setdefault(result["source"], Surveyed())
+        found.files += result["files"]
+        found.rows += result["rows"]
+        for name, fact in result["facts"].items():
+            found.facts.setdefault(name, Facts()).add(Facts(**fact))
+        if "keys" in result:
+            before, keys = found.keys or Keys(), result["keys"]
+            found.keys = Keys(
+                np.concatenate([before.positions, from_text(keys["positions"], np.int64)]),
+                np.concatenate([before.records, from_text(keys["records"], ID_TYPE)]),
+                np.concatenate([before.subjects, from_text(keys["subjects"], ID_TYPE)]),
+                np.concatenate([before.codes, from_text(keys["codes"], np.uint8)]),
+            )
+    for found in sources.values():
+        found.keys = found.keys and found.keys.ordered()
+    return sources
+
+
+def described(
+    source: str, facts: Mapping[str, Facts], *, free_text: bool, shift_dates: bool, keep_columns: Iterable[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What each kept column holds, and why the others are not kept."""
+    kept = set(keep_columns)
+    columns: dict[str, str] = {}
+    dropped: dict[str, str] = {}
+    for name, fact in facts.items():
+        kind = _kind(fact)
+        reason = reason_to_drop(name, kind, fact, free_text=free_text, shift_dates=shift_dates)
+        if reason and f"{source}.{name}" not in kept:
+            dropped[name] = reason
+        else:
+            columns[name] = kind
+    return columns, dropped
+
+
+def _records(source: Source, path: str, opened: bool) -> Iterable[Records]:
+    if not opened:
+        yield Records(pa.table({}), [0])
+        return
+    for records in source.reader.read(source.root / path, assets=False):
+        yield extended(source.reader, records, path)
+
+
+def _keys(
+    source: Source, records: Records, number: int, path: str, pseudonyms: Pseudonyms
+) -> list[tuple[int, bytes, bytes, int]]:
+    keyed = keys_of(source, records, path, pseudonyms)
+    patients = keyed.patients or [None] * len(records.rows)
+    values: list[str | None] = [None] * len(records.rows)
+    if source.by is not None:
+        values = evaluate(source.by, records, path)
+    published = source.by is not None
+    split = source.split if published else source.split.model_copy(update={"by": None})
+    return [
+        (
+            number << 32 | row,
+            record_id,
+            b"" if patient_id is None else pseudonyms.subject(patient_id),
+            CODES.index(choose(split, value, patient_id)),
+        )
+        for row, record_id, patient_id, value in zip(records.rows, keyed.record_ids, patients, values, strict=True)
+        if record_id is not None
+    ]
+
+
+def _count(source: Source, records: Records, facts: dict[str, Facts], pseudonyms: Pseudonyms) -> None:
+    """Add what the columns of some rows hold; keys are no columns."""
+    keys = source.reader.record_names()
+    for name in records.columns.column_names:
+        if name not in keys:
+            facts.setdefault(name, Facts()).add(_fact(name, records.columns.column(name), pseudonyms))
+
+
+def _fact(name: str, column: pa.ChunkedArray, pseudonyms: Pseudonyms) -> Facts:
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    if not is_text:
+        counts = count_kinds(column)
+        fact = Facts(values=counts[TEXT], numbers=counts[NUMBER], times=counts[TIMESTAMP])
+    else:
+        texts = pc.utf8_trim_whitespace(column.drop_null())
+        texts = texts.filter(pc.not_equal(texts, ""))
+        numbers = _read_as(texts, NUMBER)
+        # a number is no time, but for the compact form of dates: most columns are numbers, and times are slow to tell
+        dates = pc.match_substring_regex(texts, r"^[0-9]{8}([0-9]{6})?$")
+        times = texts.filter(pc.or_(pc.invert(numbers), dates))
+        fact = Facts(values=len(texts), numbers=_count_true(numbers), times=_count_true(_read_as(times, TIMESTAMP)))
+        fact.codes = _matching(texts, r"^[+-]?0[0-9]")
+        fact.whole = _matching(texts, r"^[+-]?[0-9]+(\.0*)?$")
+        fact.sentences = _matching(texts, r"\S\s+\S+\s+\S")
+        fact.literals = _matching(texts, r"^(\[.*\]|\{.*\}|\(.*\))$")
+    if pa.types.is_integer(column.type):
+        fact.whole = fact.values
+    elif pa.types.is_floating(column.type):
+        fact.whole = _count_true(pc.equal(column, pc.floor(column)))
+    if (is_text and (fact.numbers < fact.values or names_a_number(name))) or (fact.whole and names_a_number(name)):
+        distinct = (canonical(value) for value in pc.unique(column).to_pylist())
+        fact.sketch = sorted({pseudonyms.value(value) for value in distinct if value is not None})[:SKETCH]
+    return fact
+
+
+def _read_as(texts: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
+    """Which texts can be read as a kind."""
+    return pc.is_valid(typed(pa.table({"": texts}), {"": kind})[0].column(0))
+
+
+def _matching(texts: pa.ChunkedArray, pattern: str) -> int:
+    return _count_true(pc.match_substring_regex(texts, pattern))
+
+
+def _count_true(found: pa.ChunkedArray) -> int:
+    count: int | None = pc.sum(found).as_py()
+    return count or 0
+
+
+def _kind(fact: Facts) -> str:
+    """What a column holds: numbers with leading zeros are codes, and 20240131 all over is a date."""
+    kind = kind_of({TEXT: fact.values, NUMBER: fact.numbers, TIMESTAMP: fact.times})
+    if kind == NUMBER and fact.times >= fact.numbers:
+        return TIMESTAMP
+    return TEXT if kind == NUMBER and fact.codes else kind
