@@ -121,7 +121,7 @@ class Table:
         """Seal rows of one source into a new file, durably; they are in the table once they are committed.
 
         Args:
-            source: a source, or FILES or QUARANTINE.
+            source: a source, or a partition that holds no records, as FILES and QUARANTINE.
             rows: the common columns and the source's own, `source.column`; missing ones become null.
 
         Raises:
@@ -250,4 +250,5 @@ class Table:
         return description
 
     def _schema(self, source: str) -> pa.Schema | None:
-        return None if source in (FILES, QUARANTINE) else schema_of(source, self._described())
+        # partitions that hold no records (their names start so) have the columns that they are written with
+        return None if source.startswith("_") else schema_of(source, self._described())
