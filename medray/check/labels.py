@@ -2,87 +2,84 @@
 
 from __future__ import annotations
 
-import ast
-import csv
-import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from medray import plugins
+from medray.batches.labels import NO, YES, Label, Labels
 from medray.check.findings import Findings
-from medray.errors import StudyError
+from medray.errors import DataError, StudyError
 from medray.readers import PathValue
-from medray.schema import EXCLUDED, HELD_OUT, SPLITS, TRAIN, TUNING, canonical
-from medray.study import Study, Target
+from medray.schema import EXCLUDED, HELD_OUT, SPLITS, TRAIN, TUNING
+from medray.study import Study
 
 if TYPE_CHECKING:
     from medray.check.sources import Seen
 
 FEW = 10  # units of a class; an interval of fewer says nothing
 Say = Callable[[str, str, str], None]
-Labels = Sequence[frozenset[str] | None]  # the classes of each row; None where it has no label
 
 
 def check_labels(study: Study, seen: Mapping[str, Seen], findings: Findings) -> None:
     """What is wrong with the target and the split, as far as they can be seen."""
+    _check_named(study, seen, findings)
     source, _, column = study.cohort.target.column.partition(".")
     here = seen.get(source)
     if here is None or column not in here.columns:
         return  # said already
     try:
-        labels = _labels(study, here.values(column))
-    except StudyError as error:
-        findings.fail("cohort.target", str(error).rstrip("."), "Correct the study or the file")
+        reading = Labels.of(study)
+        labels = reading.read(here.values(column))
+    except (DataError, StudyError) as error:
+        findings.fail(
+            "cohort.target", str(error).removeprefix(f"{study.file}: cohort.target").strip(":. "), "Correct it"
+        )
         return
     say = findings.fail if here.complete(column) else findings.mind  # what was not read may have the rest
     looked = "" if here.complete(column) else " looked at"
-    labelled = [label for label in labels if label is not None]
+    known = [label for label in labels if label is not None]
     where = f"{study.cohort.target.column}, of {len(labels):,} rows{looked},"
-    if not labelled:
-        say("cohort.target", f"{where} holds no label", _wanted(study.cohort.target))
+    if not known:
+        say("cohort.target", f"{where} holds no label", "Name the column that says what is to be predicted")
         return
-    if study.cohort.target.task == "regression":
-        return
-    counts = Counter(name for label in labelled for name in label)
-    _check_classes(study.cohort.target, counts, len(labelled), where, say)
-    splits = _splits(study, here, len(labels), findings)
+    _check_classes(reading, known, where, say)
+    splits = _splits(study, here, len(labels))
     if splits:
-        _check_splits(study, labels, splits, say, findings)
+        named = [split for split in SPLITS if split != TUNING or study.cohort.split.tuning]  # else drawn from train
+        _check_splits(reading, labels, splits, named, say, findings)
 
 
-def _wanted(target: Target) -> str:
-    return (
-        "It should hold numbers" if target.task == "regression" else "Name the column that says what is to be predicted"
-    )
-
-
-def _check_classes(target: Target, counts: Counter[str], num_labelled: int, where: str, say: Say) -> None:
+def _check_classes(reading: Labels, known: Sequence[Label], where: str, say: Say) -> None:
     """One class only, or a class that nobody has."""
-    if target.task == "binary":
-        if not counts["positive"]:
-            say(
-                "cohort.target.positive",
-                f"{where} never holds a positive value",
-                "Compare it with the values in the column",
-            )
-        elif counts["positive"] == num_labelled:
-            say(
-                "cohort.target.positive",
-                f"{where} holds positive values only",
-                "There must be others, to tell them from",
-            )
+    if reading.task == "regression":
+        if len(set(known)) == 1:
+            say("cohort.target", f"{where} holds one value only", "There is nothing to predict")
         return
-    unseen = [name for name in target.classes if not counts[name]]
+    counts = reading.count(known)
+    if reading.task == "binary" and YES not in counts:
+        say(
+            "cohort.target.positive",
+            f"{where} never holds a positive value",
+            "Compare it with the values in the column",
+        )
+    elif reading.task == "binary" and NO not in counts:
+        say("cohort.target.positive", f"{where} holds positive values only", "There must be others, to tell them from")
+    unseen = [name for name in reading.classes if name not in counts]
     if unseen:
         say("cohort.target.classes", f"{where} never holds {', '.join(unseen)}", "Correct the names, or leave them out")
-    if target.task == "multiclass" and len(counts) < 2:
+    if reading.task == "multiclass" and len(counts) < 2:
         say("cohort.target", f"{where} holds one class only", "There is nothing to tell apart")
 
 
-def _check_splits(study: Study, labels: Labels, splits: Sequence[str], say: Say, findings: Findings) -> None:
+def _check_splits(
+    reading: Labels,
+    labels: Sequence[Label | None],
+    splits: Sequence[str],
+    named: Sequence[str],
+    say: Say,
+    findings: Findings,
+) -> None:
     """A split that is empty or holds one class only."""
-    for split in SPLITS:
+    for split in named:
         held = [label for label, name in zip(labels, splits, strict=True) if name == split and label is not None]
         if not held:
             say(
@@ -91,21 +88,42 @@ def _check_splits(study: Study, labels: Labels, splits: Sequence[str], say: Say,
                 "Compare its values with those of the column",
             )
             continue
-        counts = Counter(name for label in held for name in label)
-        if study.cohort.target.task == "binary":
-            counts["negative"] = len(held) - counts["positive"]
-        several = study.cohort.target.task != "multilabel"
-        if several and (min(counts.values()) == 0 or len(counts) < 2):
+        if reading.task == "regression":
+            continue
+        counts = reading.count(held)
+        if reading.task in {"binary", "multiclass"} and len(counts) < 2:
             say("cohort.split", f"the rows in {split} are of one class only", "Choose another split")
-        elif split == HELD_OUT and min(counts.values()) < FEW:
-            what = f"a class has only {min(counts.values())} rows in {split}"
+        elif split == HELD_OUT and min(counts.values(), default=0) < FEW:
+            what = f"a class has only {min(counts.values(), default=0)} rows in {split}"
             findings.mind("cohort.split", what, "Its figures will have wide intervals")
 
 
-def _splits(study: Study, here: Seen, count: int, findings: Findings) -> list[str]:
-    """The published split of each row that the target is read from; nothing where it is drawn or stands elsewhere."""
+def _check_named(study: Study, seen: Mapping[str, Seen], findings: Findings) -> None:
+    """Values of a split that no row has."""
     split = study.cohort.split
-    source = study.cohort.target.column.partition(".")[0]
+    readings: list[tuple[Seen, Any]] = []
+    if isinstance(split.by, str):
+        source, _, column = split.by.partition(".")
+        readings = [(seen[source], column)] if source in seen and column in seen[source].columns else []
+    else:
+        readings = [(each, split.by) for each in seen.values()] if split.by else []
+    if not readings:
+        return
+    there = {value for each, by in readings for value in each.values(by)}
+    say = findings.fail if all(each.complete(by) for each, by in readings) else findings.mind
+    for name, wanted in ((HELD_OUT, split.held_out), (TUNING, split.tuning)):
+        unseen = [value for value in wanted if value not in there]
+        if unseen:
+            say(
+                f"cohort.split.{name}",
+                f"no row has the value {', '.join(unseen)}",
+                "Compare it with the values of `by`",
+            )
+
+
+def _splits(study: Study, here: Seen, count: int) -> list[str]:
+    """The published split of each row that holds a target; nothing where it is drawn or stands in another source."""
+    split, source = study.cohort.split, study.cohort.target.column.partition(".")[0]
     by: Any = split.by
     if isinstance(by, str):
         of, _, by = by.partition(".")
@@ -114,82 +132,7 @@ def _splits(study: Study, here: Seen, count: int, findings: Findings) -> list[st
     elif not isinstance(by, PathValue):
         return []
     values = here.values(by)
-    if len(values) != count:
+    if len(values) != count or not split.held_out:  # drawn at ingest
         return []
-    say = findings.fail if here.complete(by) else findings.mind
-    known = set(values) - {None}
-    for name, wanted in (("held_out", split.held_out), ("tuning", split.tuning)):
-        unseen = [value for value in wanted if value not in known]
-        if unseen:
-            say(
-                f"cohort.split.{name}",
-                f"no row has the value {', '.join(unseen)}",
-                "Compare it with the values of `by`",
-            )
     meaning = dict.fromkeys(split.tuning, TUNING) | dict.fromkeys(split.held_out, HELD_OUT)
-    if not split.held_out or not split.tuning:  # the missing one is drawn: only the other is known before
-        return []
     return [EXCLUDED if value is None else meaning.get(value, TRAIN) for value in values]
-
-
-def _labels(study: Study, cells: Sequence[str | None]) -> Labels:
-    """The classes of each cell, as the target reads them."""
-    target = study.cohort.target
-    classes = _mapped(study)
-
-    def label(cell: str | None) -> frozenset[str] | None:
-        if cell is None:
-            return None
-        if target.task == "regression":
-            return frozenset({"number"}) if _is_number(cell) else None
-        names = _listed(cell) if target.many else {cell}
-        if classes is not None:
-            names = {classes[name] for name in names if name in classes}
-            if not names:
-                return None
-        if target.positive:
-            return frozenset({"positive"} if names & set(target.positive) else ())
-        if target.classes:
-            names = names & set(target.classes)
-        return frozenset(names)
-
-    return [label(cell) for cell in cells]
-
-
-def _mapped(study: Study) -> dict[str, str] | None:
-    """Codes to classes, from the file that the study names."""
-    mapping = study.cohort.target.map
-    if mapping is None:
-        return None
-    path = study.path(mapping.file, "cohort.target.map.file")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            for name in (mapping.key, mapping.value):
-                if name not in (reader.fieldnames or ()):
-                    known = list(reader.fieldnames or ())
-                    raise StudyError(f"map: {mapping.file} has no column '{name}'{plugins.suggest(name, known)}")
-            pairs = [(canonical(row[mapping.key]), canonical(row[mapping.value])) for row in reader]
-    except OSError as error:
-        raise StudyError(f"map.file: {path} cannot be read ({error.strerror})") from error
-    return {code: name for code, name in pairs if code and name}
-
-
-def _listed(cell: str) -> set[str]:
-    """The names in a list; of a dict its keys. JSON or a Python literal."""
-    for read in (json.loads, ast.literal_eval):
-        try:
-            value = read(cell)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        items = value if isinstance(value, list | tuple | set | dict) else [value]
-        return {name for name in map(canonical, items) if name is not None}
-    return {cell}
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True

@@ -22,26 +22,24 @@ def check(
 ) -> None:
     """Find, before anything runs, what would fail an hour later."""
     with Terminal(as_json=json) as terminal:
-        _checked(terminal, load(study, changes), workspace)
+        _checked(terminal, "check", load(study, changes), workspace)
 
 
-def _checked(terminal: Terminal, study: Study, workspace: Path | None) -> None:
+def _checked(terminal: Terminal, verb: str, study: Study, workspace: Path | None, path: Path | None = None) -> None:
     """Show what `check` finds; exit status 1 if any of it would fail a run."""
-    from medray.check import check as verb
+    from medray.check import check as look
 
-    done = verb(study, workspace_folder(workspace, study.folder), progress=terminal.progress)
+    done = look(study, workspace_folder(workspace, study.folder), progress=terminal.progress)
     for finding in done.findings:
-        terminal.err.print("[red]would fail[/red] " if finding.fails else "[yellow]mind[/yellow] ", end="")
-        terminal.err.print(str(finding), markup=False)
+        terminal.mark("would fail" if finding.fails else "mind", "red" if finding.fails else "yellow", str(finding))
     for source, seen in done.seen.items():
         terminal.say(f"{source}: {seen.files:,} files, {seen.rows:,} rows looked at{'' if seen.all else ', not all'}")
     failing = sum(finding.fails for finding in done.findings)
     if not failing:
         terminal.say(f"{study.name}: nothing that would fail")
     facts = [{"where": each.where, "what": each.what, "do": each.do, "fails": each.fails} for each in done.findings]
-    terminal.result(
-        {"verb": "check", "digest": study.digest(), "path": None, "metrics": {"failing": failing}, "findings": facts}
-    )
+    metrics = {"failing": failing}
+    terminal.result({"verb": verb, "digest": study.digest(), "path": path, "metrics": metrics, "findings": facts})
     if failing:
         raise typer.Exit(1)
 
@@ -60,10 +58,7 @@ def init(
 
         path = verb(folder, target=target, name=name, force=force)
         terminal.say(f"{path} is written: read it, then `medray run {path}`")
-        if json:
-            terminal.result({"verb": "init", "digest": Study.load(path).digest(), "path": path, "metrics": {}})
-        else:
-            _checked(terminal, Study.load(path), None)
+        _checked(terminal, "init", Study.load(path), None, path)
 
 
 def doctor(workspace: WorkspaceFolder = None, json: Json = False) -> None:

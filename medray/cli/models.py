@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from medray.artifacts import Workspace
+    from medray.registry import ModelVersion
 
 app = typer.Typer(help="Model versions: list, show, approve, retire.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="NAME[:VERSION]", help="The newest version unless one is named.")]
+Note = Annotated[str, typer.Option(help="Why; it is kept beside the account that did it.", show_default=False)]
 
 
 @app.command("list")
@@ -27,9 +29,9 @@ def list_(workspace: WorkspaceFolder = None, json: Json = False) -> None:
         from medray.registry import models
 
         found = models(opened(workspace))
-        table = Table("model", "stage", "made", box=None, pad_edge=False)
+        table = Table("model", "stage", "made", "", box=None, pad_edge=False)
         for each in found:
-            table.add_row(f"{each.name}:{each.version}", each.stage, f"{each.created:%Y-%m-%d %H:%M}")
+            table.add_row(str(each), each.stage, f"{each.created.astimezone():%Y-%m-%d %H:%M}", each.card.verdict)
         terminal.show(table if found else "no model yet: `medray run STUDY` makes one")
         terminal.result({"verb": "models list", "digest": None, "path": None, "metrics": {}, "models": found})
 
@@ -37,33 +39,40 @@ def list_(workspace: WorkspaceFolder = None, json: Json = False) -> None:
 @app.command()
 def show(name: Name, workspace: WorkspaceFolder = None, json: Json = False) -> None:
     """Show a model version: its card, its inputs and outputs, what it was made of."""
-    _one("show", name, workspace, as_json=json)
+    with Terminal(as_json=json, resumes=False) as terminal:
+        from medray.registry import find
+
+        _told(terminal, "show", find(opened(workspace), name))
 
 
 @app.command()
-def approve(name: Name, workspace: WorkspaceFolder = None, json: Json = False) -> None:
+def approve(name: Name, note: Note = "", workspace: WorkspaceFolder = None, json: Json = False) -> None:
     """Approve a model version: from now on it can be served."""
-    _one("approve", name, workspace, as_json=json)
-
-
-@app.command()
-def retire(name: Name, workspace: WorkspaceFolder = None, json: Json = False) -> None:
-    """Retire a model version: it is no longer served."""
-    _one("retire", name, workspace, as_json=json)
-
-
-def _one(action: str, name: str, workspace: Path | None, *, as_json: bool) -> None:
-    with Terminal(as_json=as_json, resumes=False) as terminal:
+    with Terminal(as_json=json, resumes=False) as terminal:
         from medray import registry
 
-        place = opened(workspace)
-        version = {"show": registry.find, "approve": registry.approve, "retire": registry.retire}[action](place, name)
-        if action == "show":
-            terminal.say(version.model_dump_json(indent=1))
-        else:
-            terminal.say(f"{version.name}:{version.version} is {version.stage}")
-        facts = {"digest": version.checkpoint, "path": None, "metrics": {}, "model": version}
-        terminal.result({"verb": f"models {action}", **facts})
+        _told(terminal, "approve", registry.approve(opened(workspace), name, note=note))
+
+
+@app.command()
+def retire(name: Name, note: Note = "", workspace: WorkspaceFolder = None, json: Json = False) -> None:
+    """Retire a model version, for good: it is not served again."""
+    with Terminal(as_json=json, resumes=False) as terminal:
+        from medray import registry
+
+        _told(terminal, "retire", registry.retire(opened(workspace), name, note=note))
+
+
+def _told(terminal: Terminal, action: str, version: ModelVersion) -> None:
+    if action == "show":
+        terminal.say(version.model_dump_json(indent=1))
+    else:
+        terminal.say(f"{version} is {version.stage}")
+    metrics = {
+        name: {"value": each.value, "low": each.low, "high": each.high} for name, each in version.card.metrics.items()
+    }
+    facts = {"digest": version.checkpoint, "path": None, "metrics": metrics, "model": version}
+    terminal.result({"verb": f"models {action}", **facts})
 
 
 def opened(folder: Path | None) -> Workspace:

@@ -68,3 +68,11 @@ def workspace_of(study: Study, given: Path | None) -> Workspace:
 def workspace_folder(given: Path | None, beside: Path | None = None) -> Path:
     """The workspace's folder, which need not be there yet: as given, else MEDRAY_WORKSPACE, else `.medray`."""
     return Path(given or os.environ.get("MEDRAY_WORKSPACE") or (beside or Path()) / ".medray").expanduser().resolve()
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -77,6 +77,12 @@ class Terminal:
         self._steps.close()
         (self.err if self.as_json else self.out).print(text, markup=False)
 
+    def mark(self, word: str, colour: str, text: str) -> None:
+        """A line on stderr that begins with a coloured word."""
+        self._steps.close()
+        self.err.print(f"[{colour}]{word}[/{colour}] ", end="")
+        self.err.print(text, markup=False)
+
     def show(self, renderable: Any) -> None:
         """A table for a person."""
         self._steps.close()
@@ -93,8 +99,7 @@ class Terminal:
         """The line that says what went wrong, then exit status 1."""
         self._steps.close()
         for line in message.splitlines():
-            self.err.print("[red]error[/red] ", end="")
-            self.err.print(line, markup=False)
+            self.mark("error", "red", line)
         self.result({"error": kind, "message": message})
         raise typer.Exit(1) from None
 

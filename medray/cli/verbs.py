@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medray.cli.options import Changes, Force, Json, StudyFile, WorkspaceFolder, load, workspace_of
+from medray.cli.options import Changes, Force, Json, StudyFile, WorkspaceFolder, load, shown, workspace_of
 from medray.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def run(
         place = workspace_of(loaded, workspace)
         done = verb(loaded, place, force=force, progress=terminal.progress)
         report, version = done.evaluation.report, done.version
-        name = f"{version.name}:{version.version}"
+        name = str(version)
         told = f" --workspace {shown(place.root)}" if place.root != Path(".medray").resolve() else ""
         terminal.show(metrics_table(report))
         terminal.show(report.verdict)
@@ -166,14 +166,6 @@ def evaluate(
                 "metrics": metrics_of(done.report),
             }
         )
-
-
-def shown(path: Path) -> str:
-    """A path as short as it can be typed from here."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def metrics_of(report: Report) -> dict[str, Any]:
