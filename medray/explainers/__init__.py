@@ -18,6 +18,7 @@ class Explainer(Kind, ABC):
     """How an attribution is made."""
 
     at: ClassVar[Literal["features", "input"]]  # where value and gradient are taken
+    complete: ClassVar[bool] = False  # attributions add up to the prediction's difference from that of the baseline
 
     @property
     def cost(self) -> int:

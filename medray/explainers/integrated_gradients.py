@@ -16,10 +16,12 @@ class IntegratedGradients(Explainer):
     """Sundararajan, Taly, Yan, "Axiomatic attribution for deep networks", ICML 2017.
 
     Attributes:
-        steps: points of the Gauss-Legendre rule along the straight line from the baseline to the input.
+        steps: points of the Gauss-Legendre rule along the straight line from the baseline to the input. With 16 the sum
+            misses the prediction's difference by a few percent, by up to 15 for a deep network of ReLUs; 256 give 1.
     """
 
     at: ClassVar[Literal["features", "input"]] = "input"
+    complete: ClassVar[bool] = True
 
     steps: Annotated[int, Field(ge=2, le=512)] = 16
 

@@ -158,9 +158,10 @@ def _eight_bits(image: Array, window: Sequence[float] | None) -> Array:
         return image
     values = np.nan_to_num(image.astype(np.float32))
     # without a window the train split held no such image: its own percentiles are all there is to go by
-    low, high = window if window is not None else np.quantile(values, WINDOW)
+    low, high = map(float, window if window is not None else np.quantile(values, WINDOW))
+    np.clip(values, low, high, out=values)
     values -= np.float32(low)
-    values *= np.float32(255 / max(float(high) - float(low), 1e-6))
+    values *= np.float32(255 / max(high - low, 1e-6))
     eight: Array = np.rint(np.clip(values, 0, 255, out=values)).astype(np.uint8)
     return eight
 

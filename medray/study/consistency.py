@@ -68,6 +68,9 @@ def _of_sources(study: Study) -> Iterator[str]:
             yield f"sources.{name}.subject: '{owner}' does not know the subject itself; name the source that does"
         elif reader.record is None or sources[owner].record is None:
             yield f"sources.{name}.subject: '{name}' and '{owner}' must both name their `record` to be joined"
+    if study.train.batch_size % study.compute.workers:
+        shared = f"{study.train.batch_size} samples are not shared equally by {study.compute.workers} workers"
+        yield f"train.batch_size: {shared}; take a multiple"
     for column in study.governance.keep_columns:
         if column.partition(".")[0] not in sources:
             yield f"governance.keep_columns: '{column}' is not the source.column of any source"
