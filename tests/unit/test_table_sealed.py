@@ -125,7 +125,8 @@ def test_an_array_at_another_place_does_not_open(table: Table) -> None:
     """The array of one row for that of another: as an asset, and as bytes in the pack."""
     assets = table.read("labs").column("asset").to_pylist()
     same_pack = [asset for asset in assets if asset["pack"] == assets[0]["pack"]]
-    for wrong in ({**assets[0], "pack": assets[-1]["pack"]}, {**assets[0], "length": assets[0]["length"] - 1}):
+    mixed = {**same_pack[0], "offset": same_pack[1]["offset"], "length": same_pack[1]["length"]}
+    for wrong in (mixed, {**assets[0], "pack": assets[-1]["pack"]}, {**assets[0], "length": assets[0]["length"] - 1}):
         with pytest.raises(IntegrityError):
             table.load_asset(wrong)
     for shape, dtype in (([3], "|u1"), ([1 << 20], "|u1"), (assets[0]["shape"], "<f8")):

@@ -128,9 +128,12 @@ class PackReader:
         dtype, shape = np.dtype(asset["dtype"]), tuple(asset["shape"])
         try:
             raw = pa.Codec("zstd").decompress(packed, math.prod(shape) * dtype.itemsize, asbytes=True)
-            return np.frombuffer(raw, dtype).reshape(shape)
+            array: Array = np.frombuffer(raw, dtype).reshape(shape)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise IntegrityError(f"{where}: not the {dtype} array of shape {shape} that the row names.") from error
+        if _digest(array, memoryview(raw)) != asset["digest"]:
+            raise IntegrityError(f"{where}: holds the array of another row. Restore it from a backup.")
+        return array
 
     def _pack(self, name: str) -> tuple[int, AESGCM]:
         if name in self._open:
