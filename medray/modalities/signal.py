@@ -197,7 +197,7 @@ def _bridged(values: Array, mean: Array) -> Array:
 
 
 def _resampled(values: Array, rate_hz: float, target_hz: float) -> Array:
-    if abs(rate_hz - target_hz) < 1e-9 * target_hz:
+    if abs(rate_hz - target_hz) < 1e-9 * target_hz or len(values) < 2:  # one sample has no trend
         return values
     from scipy import signal
 
