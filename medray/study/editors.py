@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from medray import plugins
+from medray.errors import StudyError
 from medray.plugins import ROOM, ROOMS, Config, Kind
 
 # What a person need not write because it is implied.
@@ -23,7 +24,7 @@ def json_schema(study: type[BaseModel]) -> dict[str, Any]:
             section["anyOf"] = [{"$ref": section.pop("$ref")}, {"type": "null"}]
     schema["required"] = [name for name in schema["required"] if name not in IMPLIED]
     for room in ROOMS:
-        kinds = {name: plugins.find(room, name) for name in sorted(plugins.names(room))}
+        kinds = {name: kind for name in sorted(plugins.names(room)) if (kind := _found(room, name))}
         for name, kind in kinds.items():
             shared[f"{room}.{name}"] = _kind(room, name, kind, shared)
         # in `modalities` and `model.encoders` the kind may be left out: only the names of fields are known then
@@ -40,6 +41,13 @@ def json_schema(study: type[BaseModel]) -> dict[str, Any]:
         **_with_rooms(schema),
         "$defs": _with_rooms(shared),
     }
+
+
+def _found(room: str, name: str) -> type[Kind] | None:
+    try:
+        return plugins.find(room, name)
+    except StudyError:  # of another package, and broken: a study that names it is told so
+        return None
 
 
 def _kind(room: str, name: str, kind: type[Kind], shared: dict[str, Any]) -> dict[str, Any]:

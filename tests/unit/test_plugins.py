@@ -14,6 +14,7 @@ import pytest
 from medray import plugins
 from medray.errors import MissingExtraError, StudyError
 from medray.models.tabular import Tabular
+from medray.study import Study
 from tests.studies import SMALL, refused, study_of
 
 
@@ -101,6 +102,7 @@ def test_a_broken_kind_breaks_no_study_that_does_not_name_it(
     (mistake,) = refused(SMALL, "model=stump")
     assert mistake.startswith("model: kind 'stump' of models")
     assert said in mistake
+    assert "stump" not in str(Study.json_schema())
 
 
 def test_a_file_holds_one_kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
