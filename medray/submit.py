@@ -128,6 +128,7 @@ def _jobs() -> Path:
 
 def _client(address: str) -> JobSubmissionClient:
     """A client that shows the cluster's token, which Ray's own does only where RAY_AUTH_MODE says so."""
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     token = os.environ.get("RAY_AUTH_TOKEN", "")
@@ -139,9 +140,9 @@ def _client(address: str) -> JobSubmissionClient:
             raise AccessError(f"{path}: the cluster's token cannot be read ({error.strerror})") from error
     try:
         return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
+    except AuthenticationError as error:
+        raise AccessError(f"{address} does not know this token: set RAY_AUTH_TOKEN_PATH to its file") from error
     except ConnectionError as error:
         raise ComputeError(f"no job server answers at {address}. Start it, or correct the address.") from error
     except RuntimeError as error:
-        if "401" in str(error) or "nauthori" in str(error):
-            raise AccessError(f"{address} wants its token: set RAY_AUTH_TOKEN_PATH to its file") from error
         raise ComputeError(f"{address}: {str(error).splitlines()[0]}") from error
