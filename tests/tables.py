@@ -66,6 +66,26 @@ def write_table(
     return table
 
 
+def ingested_labs(folder: Path, count: int = 200, **sections: Any) -> tuple[Study, Workspace]:
+    """Labs of `count` subjects, of whom three fifths train; a raised CRP is the cause."""
+    study = study_of(
+        folder,
+        sources={"labs": {"kind": "csv", "path": "labs.csv", "subject": "who"}},
+        cohort={"target": {"column": "labs.died", "positive": "1"}},
+        **sections,
+    )
+    workspace = Workspace.of(study, folder / "workspace")
+    draw = np.random.default_rng(0)
+    rows = []
+    for number in range(count):
+        died = int(draw.random() < 0.5)
+        split = ("train", "train", "train", "tuning", "held_out")[number % 5]
+        labs = {"crp": draw.normal() + 2 * died, "sex": "FM"[number % 2]}
+        rows.append({"subject": number, "died": died, "split": split, **labs})
+    write_table(study, workspace, {"labs": rows})
+    return study, workspace
+
+
 def study_of(folder: Path, **sections: Any) -> Study:
     """A study; `sources` and `cohort` as in a file."""
     return Study.parse({"name": "tried", **sections}, folder)

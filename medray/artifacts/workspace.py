@@ -12,7 +12,9 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
+from medray.artifacts.checkpoint import Checkpoint
 from medray.artifacts.durable import make_folder
+from medray.artifacts.shards import Shards
 from medray.artifacts.table import Table
 from medray.errors import ArtifactError
 from medray.governance.crypto import Keyring
@@ -23,6 +25,8 @@ Sort = Literal["tables", "shards", "checkpoints", "scores", "reports", "tunings"
 
 # the fields of `governance` that change rows; the rest decides who may see them, or when a run stops
 ROW_FIELDS = ("shift_dates", "free_text", "keep_columns")
+# what decides weights, beside the shards; `explain` rides in the checkpoint, and decides what it answers
+MODEL_SECTIONS = ("seed", "model", "train", "compute.workers", "compute.threads", "compute.device", "explain")
 
 
 class Workspace:
@@ -49,6 +53,10 @@ class Workspace:
     def table(self, study: Study) -> Table:
         """The study's table, whether it was ingested yet or not."""
         return Table(self.folder("tables", table_digest(study)), self.keyring)
+
+    def checkpoint(self, study: Study, shards: Shards) -> Checkpoint:
+        """The study's checkpoint on these shards, whether it was trained yet or not."""
+        return Checkpoint(self.folder("checkpoints", digest_of(study, MODEL_SECTIONS, {"shards": shards.folder.name})))
 
     @contextlib.contextmanager
     def lock(self, name: str, timeout_s: float = 600) -> Iterator[None]:

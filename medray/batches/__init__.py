@@ -59,27 +59,43 @@ def encode(
         IntegrityError: the table was changed.
     """
     workspace = workspace or Workspace.of(study)
-    table = workspace.table(study)
-    description = table.describe()
-    if description is None or table.version < 0:
-        raise ArtifactError(f"{study.name}: no table yet. Ingest first: `medray ingest {study.file}`")
-    table = table.at(table.version)
-    labels = Labels.of(study)
-    parents = {"table": table.digest, "version": str(table.version), "head": table.head()}
-    named = {**parents, **({"codes": json.dumps(labels.codes, sort_keys=True)} if labels.codes is not None else {})}
-    shards = Shards(workspace.folder("shards", digest_of(study, SECTIONS, named)), workspace.keyring)
-    with workspace.lock(f"shards-{shards.folder.name}"):
-        if force or read_manifest(shards.folder) is None:
-            shutil.rmtree(shards.folder, ignore_errors=True)  # also what a run left that was cut off
-            plan = _plan(study, table, description, labels)
-            _encode(study, shards, plan, description, parents, progress)
-    return Shards(shards.folder, workspace.keyring)
+    found = _Found(study, workspace)
+    with workspace.lock(f"shards-{found.shards.folder.name}"):
+        if force or read_manifest(found.shards.folder) is None:
+            shutil.rmtree(found.shards.folder, ignore_errors=True)  # also what a run left that was cut off
+            _encode(study, found, progress)
+    return Shards(found.shards.folder, workspace.keyring)
 
 
-def _encode(
-    study: Study, shards: Shards, plan: Plan, description: Description, parents: dict[str, str], progress: Progress
-) -> None:
+def locate(study: Study, workspace: Workspace) -> Shards:
+    """Where a study's samples lie, or will lie once they are encoded.
+
+    Raises:
+        ArtifactError: the study was not ingested.
+        DataError: the file of codes that the target names is missing or lacks a column.
+    """
+    return _Found(study, workspace).shards
+
+
+class _Found:
+    """What is encoded, and where to."""
+
+    def __init__(self, study: Study, workspace: Workspace) -> None:
+        table = workspace.table(study)
+        description = table.describe()
+        if description is None or table.version < 0:
+            raise ArtifactError(f"{study.name}: no table yet. Ingest first: `medray ingest {study.file}`")
+        self.description, self.table, self.labels = description, table.at(table.version), Labels.of(study)
+        self.parents = {"table": table.digest, "version": str(self.table.version), "head": self.table.head()}
+        codes = self.labels.codes
+        named = {**self.parents, **({} if codes is None else {"codes": json.dumps(codes, sort_keys=True)})}
+        self.shards = Shards(workspace.folder("shards", digest_of(study, SECTIONS, named)), workspace.keyring)
+
+
+def _encode(study: Study, found: _Found, progress: Progress) -> None:
     began = time.monotonic()
+    shards, description = found.shards, found.description
+    plan = _plan(study, found.table, description, found.labels)
     work = Work(plan, dict(study.modalities), vault=shards.vault)
     groups = _groups(plan, description.num_buckets)
     with cluster(study.compute):
@@ -103,7 +119,7 @@ def _encode(
         Manifest(
             sort="shards",
             digest=shards.folder.name,
-            parents=parents,
+            parents=found.parents,
             facts=facts.model_dump(),
             files=files,
             seconds=round(time.monotonic() - began, 3),
