@@ -193,7 +193,7 @@ def changed(study: Study, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _set(written: Any, resolved: Any, path: list[str], value: Any) -> None:
-    """Set one path; what was only implied is written down on the way."""
+    """Set one path; a bare kind on the way becomes a mapping, an implied list of modalities is written down."""
     here = written
     for index, part in enumerate(path[:-1]):
         resolved = _at(resolved, part)
@@ -205,8 +205,6 @@ def _set(written: Any, resolved: Any, path: list[str], value: Any) -> None:
             step = {name: {} for name in resolved} if path[: index + 1] == ["modalities"] else {}
         if not isinstance(step, dict | list):
             raise StudyError(f"{'.'.join(path)}: '{'.'.join(path[: index + 1])}' holds no further keys")
-        if isinstance(resolved, Kind) and isinstance(step, dict) and "kind" not in step:
-            step = {"kind": resolved.kind, **step}
         here[_index(part, here, path) if isinstance(here, list) else part] = step
         here = step
     last = path[-1]

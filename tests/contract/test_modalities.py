@@ -29,7 +29,7 @@ def modality(request: pytest.FixtureRequest) -> Modality:
 
 @pytest.fixture
 def batches(modality: Modality, tmp_path: Path) -> list[Rows]:
-    return [rows_of(modality.kind, count, seed, tmp_path) for seed, count in ((1, 12), (2, 7), (3, 20))]
+    return [rows_of(modality.kind, count, seed, tmp_path) for seed, count in ((1, 12), (2, 7), (3, 20), (5, 1), (6, 9))]
 
 
 @pytest.fixture

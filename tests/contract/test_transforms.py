@@ -40,7 +40,7 @@ def assert_same(one: Rows, other: Rows) -> None:
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Transform, list[Rows], Rows]:
     """A transform, batches of a train split, and rows it was not fitted on."""
     name, modality = request.param
-    batches = [rows_of(modality, count, seed, tmp_path) for seed, count in ((1, 12), (2, 7), (3, 20))]
+    batches = [rows_of(modality, count, seed, tmp_path) for seed, count in ((1, 12), (2, 7), (3, 20), (5, 1), (6, 9))]
     return made(name), batches, rows_of(modality, 9, 4, tmp_path)
 
 

@@ -81,7 +81,7 @@ def test_colour_becomes_luminance_and_gray_becomes_colour() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
 def test_pixels_that_are_no_numbers_warn_nobody_and_stay_in_the_picture(value: float) -> None:
-    image = np.linspace(0, 1000, 1024, dtype=np.float32).reshape(32, 32)
+    image = np.linspace(0, 1, 1024, dtype=np.float32).reshape(32, 32)
     image[0, 0] = value
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -140,6 +140,12 @@ def test_a_record_of_another_rate_is_resampled_to_the_same_wave(rate: float) -> 
     encoded = modality.encode(waves(sine(rate, 4), rate=rate), state)[0]
     inner = slice(20, -20)  # ends are guessed by any resampling
     assert np.abs(encoded[inner] - sine(100, 4)[inner]).max() < 0.05
+
+
+def test_resampling_does_not_ring_at_the_ends() -> None:
+    state = {"leads": ["I", "II"], "mean": [0.0, 0.0], "std": [1.0, 1.0]}
+    encoded = Signal(rate_hz=100, seconds=2).encode(waves(np.full((500, 2), 5.0), rate=250.0), state)
+    np.testing.assert_allclose(encoded, 5.0, atol=1e-3)
 
 
 def test_longer_records_give_their_middle_and_shorter_ones_are_padded() -> None:

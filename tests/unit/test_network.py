@@ -57,6 +57,14 @@ def test_what_stands_in_an_absent_input_is_never_looked_at(garbage: float) -> No
     torch.testing.assert_close(found, expected)
 
 
+def test_no_feature_of_an_absent_input_reaches_the_head() -> None:
+    model = network().eval()
+    inputs = batch(5)
+    features = {name: model.trunk(name, value) for name, value in inputs.items()}
+    expected = model.head(features, ABSENT)
+    torch.testing.assert_close(model.head(with_garbage(features, ABSENT, float("nan")), ABSENT), expected)
+
+
 def test_no_gradient_comes_from_garbage() -> None:
     model = network().train()
     model(with_garbage(batch(5), ABSENT, float("nan")), ABSENT).sum().backward()

@@ -92,6 +92,11 @@ def test_the_order_of_changes_does_not_matter(first: str) -> None:
     assert study.model.encoders["labs"].hidden == (4,)
 
 
+def test_what_is_above_is_changed_first() -> None:
+    changes = {"model.encoders.labs.kind": "tabular", "model.encoders.labs.hidden": [4], "model": "fusion"}
+    assert study_of(SMALL).override(changes).model.encoders["labs"].hidden == (4,)
+
+
 def test_changing_an_implied_modality_keeps_the_others() -> None:
     study = study_of(TWO, "modalities.wards.transforms=[clip]")
     assert list(study.modalities) == ["labs", "wards"]

@@ -168,7 +168,7 @@ def test_target_split_keys_and_times_are_never_inputs() -> None:
 
 
 def test_no_other_name_makes_an_input_of_the_target() -> None:
-    columns = "{outcome: died, end: outcome, ward: {path: '/(w[0-9])/'}, site: {path: '(s[0-9])'}, sex: gender}"
+    columns = "{end: outcome, outcome: died, ward: {path: '/(w[0-9])/'}, site: {path: '(s[0-9])'}, sex: gender}"
     renamed = study_of(SMALL, f"sources.labs.columns={columns}", "cohort.split.by={path: '/(w[0-9])/'}")
     assert {"labs.outcome", "labs.end", "labs.ward"} <= renamed.never_inputs()
     assert not renamed.never_inputs() & {"labs.site", "labs.sex", "labs.gender"}
