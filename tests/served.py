@@ -1,16 +1,12 @@
-"""A small real model of each sort, as `medray train` leaves it, for tests of what is served.
-
-Its weights are random, its fitted state is that of a few personas: every part is real, only nothing was learned.
-"""
+"""A service of a small real model, which reads real formats, for tests of what is served and asked."""
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -18,125 +14,52 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
-import pyarrow as pa
 import pytest
-import torch
 import uvicorn
-from safetensors.torch import save
 
-from medray import inputs
-from medray.artifacts.checkpoint import WEIGHTS, CheckpointFacts
-from medray.artifacts.durable import sha256_of, write_bytes
-from medray.artifacts.manifest import Manifest, write_manifest
 from medray.governance.access import Principals
 from medray.governance.audit import Audit
-from medray.modalities import Rows
 from medray.predictor import Predictor
-from medray.schema import NUMBER, TEXT
 from medray.serve.app import Service
 from medray.study import Study
-from medray.synthetic import LEADS, Persona, personas
+from tests.checkpoints import ENCODERS, MODALITIES, TARGETS, write_checkpoint
 
 KEY = bytes(range(32))
-TARGET = {"column": "labs.died", "positive": "1"}
-LABS = {"kind": "csv", "path": "labs.csv", "subject": "patient", "time": "drawn_at"}
-FILMS = {"kind": "dicom", "path": "films/*.dcm"}
-PICTURES = {"kind": "image", "path": "pictures/*.png", "columns": {"finding": {"path": "/(sick|well)"}}}
-ECG = {"kind": "wfdb", "path": "ecg/*.hea", "subject": "patient"}
-SMALL = {"films": {"kind": "cnn", "depth": 10, "width": 4}, "ecg": {"kind": "lstm", "width": 8}, "labs": "tabular"}
-
-STUDIES: dict[str, dict[str, Any]] = {
-    "table": {"name": "table", "sources": {"labs": LABS}, "cohort": {"target": TARGET}},
-    "image": {
-        "name": "image",
-        "sources": {"films": PICTURES},
-        "cohort": {"unit": "films", "target": {"column": "films.finding", "positive": "sick"}},
-        "modalities": {"films": {"kind": "image", "size": 32}},
-        "model": SMALL["films"],
-    },
-    "fusion": {
-        "name": "fusion",
-        "sources": {"films": FILMS, "ecg": ECG, "labs": LABS},
-        "cohort": {"target": TARGET},
-        "modalities": {"films": {"kind": "image", "size": 32}, "ecg": {"kind": "signal"}, "labs": {"kind": "table"}},
-        "model": {"kind": "fusion", "encoders": SMALL},
-    },
+SOURCES: dict[str, Any] = {
+    "films": {"kind": "dicom", "path": "films/*.dcm"},
+    "pictures": {"kind": "image", "path": "pictures/*.png", "subject": {"path": r"(\w+)\.png"}},
+    "ecg": {"kind": "wfdb", "path": "ecg/*.hea", "subject": "patient"},
+    "labs": {"kind": "csv", "path": "labs.csv", "subject": "patient", "time": "drawn_at"},
 }
-COLUMNS = {"labs": {"sex": TEXT, "age": NUMBER, "crp": NUMBER, "lactate": NUMBER, "sodium": NUMBER, "died": NUMBER}}
 
 
-def checkpoint(folder: Path, sort: str, *, seed: int = 0, **changes: Any) -> Path:
-    """A complete checkpoint in `folder` of one of `STUDIES`.
-
-    Args:
-        sort: table, image or fusion.
-        changes: to the study, such as `cohort`.
-    """
-    written = {**STUDIES[sort], **changes}
-    study = Study.parse(written, folder)
-    given = rows(personas(24, seed))
-    states = {
-        name: inputs.fit(modality, lambda name=name: [given[name]])  # type: ignore[misc]
-        for name, modality in study.modalities.items()
+def study(folder: Path, *names: str, task: str = "binary", pictures: bool = False, **sections: Any) -> Study:
+    """A study named after its inputs; `pictures` makes its films PNG files instead of DICOM."""
+    sources = {**SOURCES, "films": SOURCES["pictures"]} if pictures else SOURCES
+    model = {"kind": "fusion", "encoders": {name: ENCODERS[name] for name in names}} if len(names) > 1 else None
+    written = {
+        "name": "-".join(names),
+        "sources": {name: sources[name] for name in dict.fromkeys(["labs", *names])},
+        "modalities": {name: MODALITIES[name] for name in names},
+        "model": model or ENCODERS[names[0]],
+        "cohort": {"target": TARGETS[task]},
+        **sections,
     }
-    shapes = inputs.shapes(study.modalities, states)
-    task = study.cohort.target.task
-    classes = {"binary": ["died"], "multiclass": ["home", "ward", "died"], "multilabel": ["fever", "fall"]}.get(
-        task, []
-    )
-    torch.manual_seed(seed)
-    network = study.model.build(shapes, inputs.num_outputs(task, classes))
-    write_bytes(folder / WEIGHTS, save(network.state_dict()))
-    facts = CheckpointFacts(
-        task=task,
-        classes=classes,
-        shapes={name: list(shape) for name, shape in shapes.items()},
-        names={name: study.modalities[name].names(states[name]["modality"]) for name in states},
-        states=states,
-        columns=COLUMNS,
-        label_mean=50.0,
-        label_std=10.0,
-        study=written,
-    )
-    manifest = Manifest(
-        sort="checkpoints",
-        digest=folder.name,
-        facts=facts.model_dump(),
-        files={WEIGHTS: sha256_of(folder / WEIGHTS)},
-        created=datetime.datetime.now(datetime.UTC),
-    )
-    write_manifest(folder, manifest)
-    return folder
-
-
-def rows(people: list[Persona]) -> Mapping[str, Rows]:
-    """Their films, ECGs and labs, as training sees them."""
-    draw = np.random.default_rng(0)
-    rate_hz, leads = pa.array([100.0] * len(people)), pa.array([",".join(LEADS)] * len(people))
-    labs = {
-        "sex": pa.array([one.sex for one in people]),
-        "age": pa.array([float(one.age) for one in people]),
-        **{name: pa.array(draw.normal(mean, 3, len(people))) for name, mean in (("crp", 20), ("lactate", 2))},
-        "sodium": pa.array([None, *draw.normal(139, 3, len(people) - 1)]),
-    }
-    return {
-        "films": Rows(pa.table({"n": pa.nulls(len(people))}), [one.film(64) for one in people]),
-        "ecg": Rows(pa.table({"sampling_rate_hz": rate_hz, "leads": leads}), [one.ecg() for one in people]),
-        "labs": Rows(pa.table(labs)),
-    }
+    return Study.parse(written, folder)
 
 
 TOKEN = "t" * 43
 
 
-def service(folder: Path, sort: str, *, file: str = "", max_body_bytes: int = 1 << 20, **changes: Any) -> Service:
-    """The service of such a model, with its audit log in `folder/audit`; `file` lists further principals."""
+def service(folder: Path, *names: str, file: str = "", task: str = "binary", pictures: bool = False) -> Service:
+    """The service of such a model, its audit log in `folder/audit`, bodies up to 1 MB; `file` lists principals."""
+    chosen = study(folder, *names, task=task, pictures=pictures)
     (folder / "checkpoint").mkdir(parents=True)
-    predictor = Predictor.load(checkpoint(folder / "checkpoint", sort, **changes))
-    (folder / "principals.yaml").write_text(file)
-    principals = Principals.load(TOKEN, folder / "principals.yaml") if file else Principals.load(TOKEN, folder / "none")
-    return Service(predictor, predictor.study.name, 3, principals, Audit(folder / "audit", KEY), max_body_bytes)
+    predictor = Predictor(write_checkpoint(folder / "checkpoint", chosen, task))
+    listed = folder / "principals.yaml"
+    if file:
+        listed.write_text(file)
+    return Service(predictor, chosen.name, 3, Principals.load(TOKEN, listed), Audit(folder / "audit", KEY), 1 << 20)
 
 
 @dataclass(frozen=True)
@@ -156,9 +79,9 @@ def table_service(folder: Path) -> Iterator[Running]:
     (folder / "uploads").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder / "uploads"))
-        one = service(folder / "table", "table", file="\n".join(lines))
+        one = service(folder / "labs", "labs", file="\n".join(lines))
         with running(one) as client:
-            yield Running(one, client, Audit(folder / "table" / "audit", KEY))
+            yield Running(one, client, Audit(folder / "labs" / "audit", KEY))
 
 
 @contextmanager

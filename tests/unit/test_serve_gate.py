@@ -16,8 +16,8 @@ from medray.governance.audit import HEAD, LOG, Audit
 from medray.serve.gate import OPEN_PATHS, ROUTES
 from tests.served import TOKEN, Running, begun, table_service
 
-PREDICT = "/v1/models/table/predict"
-GOOD = {"labs": {"sex": "F", "age": 71, "crp": 41.5, "lactate": None}}
+PREDICT = "/v1/models/labs/predict"
+GOOD = {"labs": {"sex": "F", "sodium": 141, "crp": 41.5}}
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +62,13 @@ def test_two_tokens_are_none(client: httpx.Client) -> None:
 
 def test_each_role_reaches_its_own_routes(client: httpx.Client) -> None:
     allowed = {
-        "viewer": {"/v1/models", "/v1/models/table", "/openapi.json"},
-        "clinician": {"/v1/models", "/v1/models/table", "/openapi.json", PREDICT},
-        "engineer": {"/v1/models", "/v1/models/table", "/openapi.json", "/metrics"},
+        "viewer": {"/v1/models", "/v1/models/labs", "/openapi.json"},
+        "clinician": {"/v1/models", "/v1/models/labs", "/openapi.json", PREDICT},
+        "engineer": {"/v1/models", "/v1/models/labs", "/openapi.json", "/metrics"},
     }
     for role, paths in allowed.items():
         for method, template in ROUTES:
-            path = template.format(name="table")
+            path = template.format(name="labs")
             body = {"json": GOOD} if method == "POST" else {}
             answer = client.request(method, path, headers={"authorization": f"Bearer {role}"}, **body)
             assert answer.status_code == (200 if path in paths or path in OPEN_PATHS else 403)
@@ -91,9 +91,9 @@ def test_the_app_has_no_route_that_the_gate_does_not_know(opened: Running) -> No
         ("GET", "/v1/models/other", 404),
         ("GET", "/docs", 404),
         ("POST", "/v1/models/other/predict", 404),
-        ("POST", "/v1/models/table:2/predict", 404),
+        ("POST", "/v1/models/labs:2/predict", 404),
         ("GET", PREDICT, 405),
-        ("DELETE", "/v1/models/table", 405),
+        ("DELETE", "/v1/models/labs", 405),
         ("HEAD", "/healthz/live", 405),
     ],
 )
@@ -125,7 +125,7 @@ def test_each_request_is_one_event_without_content(client: httpx.Client, audit: 
     assert [(e["outcome"], e["reason"]) for e in events] == [(outcome, reason) for _, outcome, reason in requests]
     assert [e["request"] for e in events] == [answer.headers["medray-request"] for answer in answers]
     assert events[0]["inputs"] == ["labs"]
-    assert events[0]["resource"] == "table:3"
+    assert events[0]["resource"] == "labs:3"
     assert "canary" not in json.dumps(events)
     assert "987" not in json.dumps([{**event, "mac": "", "request": ""} for event in events])
 
@@ -147,7 +147,9 @@ def test_nothing_is_answered_that_cannot_be_written_down(client: httpx.Client, a
 
 def test_a_client_that_leaves_is_written_down_too(client: httpx.Client, audit: Audit) -> None:
     before = audit.verify()
-    with contextlib.closing(begun(client, PREDICT, **{"content-type": "application/json", "content-length": "9"})) as connection:
+    with contextlib.closing(
+        begun(client, PREDICT, **{"content-type": "application/json", "content-length": "9"})
+    ) as connection:
         connection.send(b'{"labs"')
     until = time.monotonic() + 20
     while audit.verify() == before and time.monotonic() < until:

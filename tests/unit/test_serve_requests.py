@@ -17,8 +17,8 @@ import pytest
 
 from tests.served import Running, begun, table_service
 
-PREDICT = "/v1/models/table/predict"
-GOOD = {"labs": {"sex": "F", "age": 71, "crp": 41.5, "lactate": None}}
+PREDICT = "/v1/models/labs/predict"
+GOOD = {"labs": {"sex": "F", "sodium": 141, "crp": 41.5}}
 ROLES = ("viewer", "clinician", "engineer")
 
 
@@ -45,7 +45,7 @@ def multipart(*parts: tuple[str, bytes], boundary: str = "b") -> dict[str, Any]:
 
 
 JSON = {"content-type": "application/json"}
-CSV = b"sex,age\nF,71\n"
+CSV = b"sex,crp\nF,71\n"
 BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "no body": ({}, 415, ""),
     "no type": ({"content": b"{}"}, 415, ""),
@@ -94,10 +94,10 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
         "labs",
     ),
     "two rows": (multipart(('name="labs"; filename="a.csv"', CSV + b"M,70\n")), 422, "labs"),
-    "no row": (multipart(('name="labs"; filename="a.csv"', b"sex,age\n")), 422, "labs"),
+    "no row": (multipart(('name="labs"; filename="a.csv"', b"sex,crp\n")), 422, "labs"),
     "an empty file": (multipart(('name="labs"; filename="a.csv"', b"")), 422, "labs"),
     "a binary file": (multipart(('name="labs"; filename="a.csv"', bytes(range(256)))), 422, "labs"),
-    "a text in a file": (multipart(('name="labs"; filename="a.csv"', b"sex,age\nF,old\n")), 422, "labs.age"),
+    "a text in a file": (multipart(('name="labs"; filename="a.csv"', b"sex,crp\nF,high\n")), 422, "labs.crp"),
     "values that are no JSON": (multipart(('name="labs"', b"F,71")), 400, "labs"),
     "many parts": (multipart(*[(f'name="labs"; filename="{n}"', b"x") for n in range(100)]), 413, ""),
     "long values": ({"json": {"labs": {"sex": "x" * (1 << 20)}}}, 413, ""),
@@ -129,15 +129,15 @@ def test_a_body_that_announces_too_much_is_refused_unread(client: httpx.Client) 
 def test_a_body_that_never_ends_is_refused_while_it_comes(client: httpx.Client) -> None:
     headers = {"content-type": "multipart/form-data; boundary=b", "transfer-encoding": "chunked"}
     with contextlib.closing(begun(client, PREDICT, **headers)) as connection:
-        head = b'--b\r\nContent-Disposition: form-data; name="labs"; filename="a.csv"\r\n\r\nsex,age\n'
+        head = b'--b\r\nContent-Disposition: form-data; name="labs"; filename="a.csv"\r\n\r\nsex,crp\n'
         for chunk in (head, *[b"F,71\n" * 100_000] * 3):  # 1.5 of the 1 MB that are allowed
             connection.send(b"%x\r\n%b\r\n" % (len(chunk), chunk))
         assert connection.getresponse().status == 413  # and no end was sent
 
 
 def test_of_eight_at_once_only_the_bad_one_fails(client: httpx.Client) -> None:
-    bodies: list[Any] = [{"labs": {"age": 40 + number}} for number in range(8)]
-    bodies[3] = {"labs": {"age": "old"}}
+    bodies: list[Any] = [{"labs": {"crp": 10 + number}} for number in range(8)]
+    bodies[3] = {"labs": {"crp": "high"}}
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda body: client.post(PREDICT, json=body), bodies))
     assert [answer.status_code for answer in answers] == [200, 200, 200, 422, 200, 200, 200, 200]
@@ -168,7 +168,7 @@ def mutated(body: bytes, draw: random.Random) -> bytes:
 
 def test_of_600_mutated_bodies_none_is_an_error_of_the_service(client: httpx.Client) -> None:
     draw = random.Random(11)
-    form = multipart(('name="labs"; filename="a.csv"', CSV), ('name="labs"', b'{"age": 3}'))
+    form = multipart(('name="labs"; filename="a.csv"', CSV), ('name="labs"', b'{"crp": 3}'))
     kinds = [
         (json.dumps(GOOD).encode(), JSON),
         (form["content"], form["headers"]),
