@@ -14,6 +14,7 @@ import os
 import queue
 import secrets
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +33,7 @@ Item = TypeVar("Item")
 
 SMALL_CPUS = 8
 STALLED_S = 120.0
+CONNECT_S = 10.0
 BLOCK_BYTES = 16 << 20  # flat memory, nothing spilled, the same CPU (measured against 128 MiB)
 STORE_BYTES = 1 << 30  # of a small machine: paths and results go through the object store, not the data
 MIN_STORE_BYTES = 80 << 20  # Ray refuses less
@@ -101,6 +103,7 @@ def cluster(compute: Compute | None = None, *, num_cpus: int | None = None) -> I
     with contextlib.ExitStack() as stack:
         stack.enter_context(_environment(_SETTINGS))
         if attach:
+            _probe(address or os.environ["RAY_ADDRESS"])
             try:
                 # no further arguments: a job's driver is connected by what the job has set
                 if address:
@@ -186,6 +189,17 @@ def watchdog(items: Iterable[Item], what: str, stalled_s: float = STALLED_S) -> 
             yield value
     finally:
         ended.set()
+
+
+def _probe(address: str) -> None:
+    """Refuse an address where nothing listens: Ray would try it for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():  # `auto`, say
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise ComputeError(f"no Ray cluster answers at {address}. Start it, or leave the address out.") from error
 
 
 def _connected() -> Cluster:

@@ -7,8 +7,12 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from medray.runtime import Cluster
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 # Reasons start with one of these; the closing summary lists them, so that a green run does not hide what it left out.
@@ -62,6 +66,18 @@ def own_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patch.delenv(name, raising=False)
         patch.setenv("MPLCONFIGDIR", str(home / "matplotlib"))
         yield
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(own_places: None) -> Iterator[Cluster]:
+    """One Ray cluster of 2 CPUs for the whole session: each start costs seconds."""
+    del own_places
+    from medray.runtime import cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with cluster(num_cpus=2) as started:
+            yield started
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
