@@ -93,8 +93,9 @@ def test_the_order_of_changes_does_not_matter(first: str) -> None:
 
 
 def test_what_is_above_is_changed_first() -> None:
-    changes = {"model.encoders.labs.kind": "tabular", "model.encoders.labs.hidden": [4], "model": "fusion"}
-    assert study_of(SMALL).override(changes).model.encoders["labs"].hidden == (4,)
+    changes = {"modalities.labs.kind": "image", "modalities": {"labs": {"use": "first"}}, "model": "cnn"}
+    labs = study_of(SMALL).override(changes).modalities["labs"]
+    assert (labs.kind, labs.use) == ("image", "first")
 
 
 def test_changing_an_implied_modality_keeps_the_others() -> None:
