@@ -131,8 +131,9 @@ class Certificate(Noun):
 
 
 class Explanation(Noun):
-    """One example of why: a picture (PNG in base64), a table, or both."""
+    """One example of why: a picture (PNG in base64), a table, or both. Neighbours of the same title belong together."""
 
+    title: str = ""
     caption: str
     image: str = ""
     columns: tuple[str, ...] = ()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import itertools
 import math
+import struct
 from typing import TYPE_CHECKING
 
 from medray.metrics import Estimate, main_metric
 
 if TYPE_CHECKING:
-    from medray.report import Comparison, Report
+    from medray.report import Comparison, Explanation, Report
 
 # Fewer events or non-events make a validation unreliable: Collins, Ogundimu and Altman 2016, doi 10.1002/sim.6787.
 ENOUGH_EVENTS = 100
@@ -49,6 +52,23 @@ def number(value: float, scale: float = 0.5) -> str:
     """Three decimals for values around one; three digits of `scale` for larger ones."""
     decimals = 3 if abs(scale) < 2 else max(0, 2 - math.floor(math.log10(abs(scale))))
     return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def cell(value: float | str) -> str:
+    """A cell of an example's table."""
+    return value if isinstance(value, str) else number(value, value if abs(value) >= 100 else 0.5)
+
+
+def examples(report: Report) -> list[tuple[str, list[Explanation]]]:
+    """Explanations under their titles."""
+    grouped = itertools.groupby(report.explanations, key=lambda example: example.title)
+    return [(title, list(members)) for title, members in grouped]
+
+
+def is_wide(png: str) -> bool:
+    """Whether a PNG in base64 is much wider than high, such as traces over time."""
+    width, height = struct.unpack(">II", base64.b64decode(png[:32])[16:24])  # of the IHDR chunk
+    return bool(width > 1.5 * height)
 
 
 def with_interval(estimate: Estimate | None) -> str:
