@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import pickle
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 
 from medray import plugins
 from medray.errors import MedrayError
@@ -120,6 +122,20 @@ def test_the_baseline_sees_a_short_finite_description(modality: Modality, batche
     assert np.isfinite(features).all()
     assert features.shape[1] <= 512
     np.testing.assert_allclose(features[2:3], modality.features(stored[2:3]), rtol=1e-5, atol=1e-6)
+
+
+def test_an_explained_sample_is_a_picture_or_is_better_said_in_a_list(
+    modality: Modality, batches: list[Rows], rows: Rows
+) -> None:
+    state = modality.fit(batches)
+    stored = modality.store(modality.encode(rows, state))[0]
+    places = {3: (5, 5), 2: (7,)}.get(stored.ndim, ())  # of a feature map
+    for shape in (stored.shape, places):
+        for attribution in (np.random.default_rng(0).normal(size=shape), np.zeros(shape)):
+            shown = modality.show(stored, attribution.astype(np.float32), state)
+            if shown is not None:
+                assert min(Image.open(io.BytesIO(shown)).size) > 50
+                assert np.asarray(Image.open(io.BytesIO(shown))).std() > 0
 
 
 def test_a_sample_whose_cells_are_all_missing_is_still_finite(modality: Modality, batches: list[Rows]) -> None:
