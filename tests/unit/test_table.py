@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import hashlib
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,35 @@ def test_rows_of_changed_files_are_replaced_and_other_files_stay(table: Table) -
     table.commit([*added, table.write_part("labs", labs(range(3), "a"))], removed)
     assert fresh(table).read("labs").column("position").to_pylist() == [0, 1, 2, *range(6, 12)]
     assert table.without_files("labs", {"no such file"}) == ([], [])
+
+
+def test_writers_that_race_to_begin_a_table_all_get_in(table: Table) -> None:
+    code = (
+        "import pathlib, sys, time\nimport deltalake, pyarrow\nfrom medray.artifacts.table import Table\n"
+        "from medray.governance.crypto import Keyring\nfolder, keyring, number = sys.argv[1:]\n"
+        "table = Table(pathlib.Path(folder), Keyring(pathlib.Path(keyring)))\n"
+        "rows = pyarrow.table({'position': [int(number)], 'subject_id': ['0' * 32]})\n"
+        "part = table.write_part('labs', rows)\nprint('ready', flush=True)\nsys.stdin.read(1)\ntable.commit([part])\n"
+    )
+    places = [str(table.folder), str(table.vault.keyring.folder)]
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *places, str(number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for number in range(4)
+    ]
+    for writer in writers:
+        assert writer.stdout
+        writer.stdout.readline()
+    for writer in writers:
+        assert writer.stdin
+        writer.stdin.write(b"\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate(timeout=60)
+        assert writer.returncode == 0
+    assert fresh(table).version == 4
+    assert fresh(table).read("labs").column("position").to_pylist() == [0, 1, 2, 3]
 
 
 def test_an_older_version_is_read_as_it_was(table: Table) -> None:

@@ -17,6 +17,7 @@ import hashlib
 import hmac
 import json
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from medray.artifacts.durable import fsync_file, fsync_folder, make_folder
 from medray.artifacts.table.parts import COMMON, Part
 from medray.artifacts.vault import Vault
 from medray.errors import ArtifactError, IntegrityError
+from medray.governance.crypto import made_once
 from medray.schema import SOURCE
 
 if TYPE_CHECKING:
@@ -250,25 +252,14 @@ class Log:
 
     def _open(self) -> DeltaTable:
         """The log as deltalake sees it, at its newest version."""
-        from deltalake import CommitProperties, DeltaTable, Schema
+        from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError
 
         if self._delta is not None and len(self._commits) < self._opened_at + CHECKPOINT_VERSIONS:
             self._delta.update_incremental()
             return self._delta
-        first = self.folder / f"{0:020d}.json"
-        if not first.exists():
-            try:
-                DeltaTable.create(
-                    self._table,
-                    Schema.from_arrow(COMMON),
-                    partition_by=[SOURCE],
-                    configuration=CONFIGURATION,
-                    commit_properties=CommitProperties({RECORD: self._record((), (), "", None, "")}),
-                )
-            except (DeltaError, OSError) as error:
-                if not first.exists():  # else another writer created it
-                    raise ArtifactError(f"{self.folder}: cannot be made ({type(error).__name__})") from error
+        if not self._commits:
+            self._create()
         try:
             self._delta = DeltaTable(self._table)
         except (DeltaError, OSError):
@@ -280,6 +271,21 @@ class Log:
                 raise ArtifactError(f"{self.folder}: deltalake cannot open it. Restore it from a backup.") from error
         self._opened_at = len(self._commits)
         return self._delta
+
+    def _create(self) -> None:
+        """Version 0, made elsewhere and linked in: of two that create a table in place, deltalake lets both."""
+        from deltalake import CommitProperties, DeltaTable, Schema
+
+        with tempfile.TemporaryDirectory() as elsewhere:
+            DeltaTable.create(
+                elsewhere,
+                Schema.from_arrow(COMMON),
+                partition_by=[SOURCE],
+                configuration=CONFIGURATION,
+                commit_properties=CommitProperties({RECORD: self._record((), (), "", None, "")}),
+            )
+            name = f"{0:020d}.json"
+            made_once(self.folder / name, Path(elsewhere, FOLDER, name).read_bytes())
 
     def _acknowledge(self, delta: DeltaTable) -> None:
         """Fsync all commits since the head, also those of others that this one builds on; move the head."""
