@@ -130,9 +130,9 @@ class _Loop:
         self.network = network.to(device)
         self.last = cast(nn.Linear, network.classifier[-1])
         # find_unused_parameters: else DDP lays its buckets out anew after the first step, and what a resumed run adds
-        # up in another order differs in the last bit. broadcast_buffers: rank 0's are taken where they are used.
+        # up in another order differs in the last bit. forward_sync_buffers: rank 0's are taken where they are used.
         self.parallel = (
-            DistributedDataParallel(self.network, find_unused_parameters=True, broadcast_buffers=False)
+            DistributedDataParallel(self.network, find_unused_parameters=True, forward_sync_buffers=False)
             if world > 1
             else self.network
         )
