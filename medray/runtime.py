@@ -179,8 +179,8 @@ def watchdog(items: Iterable[Item], what: str, stalled_s: float = STALLED_S) -> 
                 sort, value = arrived.get(timeout=stalled_s)
             except queue.Empty:
                 raise ComputeError(
-                    f"{what}: no progress for {stalled_s:.0f} s. Look at `ray status`; run the same command again, "
-                    "it goes on from where it stopped."
+                    f"{what}: no progress for {stalled_s:.0f} s. A worker waits, or dies again and again: see "
+                    "`medray doctor`. The same command goes on from where this one stopped."
                 ) from None
             if sort == "end":
                 return

@@ -137,8 +137,8 @@ class Run:
         self._count_stored()
         unknown: dict[str, set[str]] = {}
         done = 0
-        for result in tasks.run(write, self.prepared.plan, groups, "ingest", here=here):
-            self._commit(result)
+        for number, result in enumerate(tasks.run(write, self.prepared.plan, groups, "ingest", here=here), 1):
+            self._commit(result, last=number == len(groups))
             unknown.setdefault(result["source"], set()).update(result["unknown"])
             done += len(result["files"])
             progress("ingest", done, len(todo))
@@ -155,10 +155,10 @@ class Run:
         )
         self.table.commit([self.table.write_part(NUMBERS, rows)])
 
-    def _commit(self, result: Mapping[str, Any]) -> None:
+    def _commit(self, result: Mapping[str, Any], *, last: bool) -> None:
         """One transaction: the rows, quarantine and index of some files, in place of what was there of them."""
         add = [Part.model_validate(part) for part in result["parts"]]
-        remove: list[str] = []
+        remove = _numbered(self.table) if last else []
         replaced = self.changes.replaced & set(result["files"])
         if replaced:
             for source in (result["source"], QUARANTINE, FILES):
@@ -220,10 +220,15 @@ def _prune(table: Table, file_ids: set[str]) -> None:
 
 
 def _end(table: Table) -> None:
-    """The numbers of files on their way in are needed no longer: all are in the index."""
-    left = [part.name for part in table.parts(NUMBERS)]
+    """The numbers of files on their way in are needed no longer: all are in the index, or vanished before."""
+    left = _numbered(table)
     if left:
         table.commit([], left)
+
+
+def _numbered(table: Table) -> list[str]:
+    """The parts that hold the numbers of files on their way in."""
+    return [part.name for part in table.parts(NUMBERS)]
 
 
 def _quarantined(table: Table) -> list[tuple[str, str]]:

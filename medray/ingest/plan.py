@@ -26,7 +26,6 @@ MIN_GROUP_BYTES = 4 << 20
 GROUPS_PER_CPU = 4  # so that the last tasks end together
 IN_PROCESS_BYTES = 8 << 20  # below it Ray's worker processes take longer to start than the work takes
 SLOWEST_BYTES_PER_S = 256 << 10  # of a reader; below it a task counts as stalled
-RETRIES = 3  # of a task whose process died; Ray Data's default is without limit
 
 Task = Callable[["Plan", dict[str, Any]], dict[str, Any]]
 
@@ -124,9 +123,7 @@ def run(task: Task, plan: Plan, groups: Sequence[dict[str, Any]], what: str, *, 
         return {"result": [json.dumps(result)]}
 
     items = [{"group": json.dumps(group)} for group in groups]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        work, batch_size=1, num_cpus=1, max_retries=RETRIES
-    )
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(work, batch_size=1, num_cpus=1)
     patience = max(runtime.STALLED_S, max(group["weight"] for group in groups) / SLOWEST_BYTES_PER_S)
     for row in runtime.watchdog(dataset.iter_rows(), what, patience):
         result = json.loads(row["result"])

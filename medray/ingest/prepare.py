@@ -156,7 +156,7 @@ def _description(study: Study, base: Plan, changes: Changes, surveyed: Mapping[s
             count = sum(file.source == name for file in changes.todo)
             raise DataError(f"sources.{name}: none of its {count} file(s) can be read as {source.reader.kind}")
         columns[name], dropped[name] = described(
-            name,
+            source,
             found.facts,
             free_text=rules.free_text == "keep",
             shift_dates=rules.shift_dates,

@@ -18,7 +18,7 @@ from medray.governance.deidentify import SKETCH, Facts, Pseudonyms, names_a_numb
 from medray.ingest.keys import CODES, ID_TYPE, Source, as_ids, choose, extended, keys_of
 from medray.ingest.plan import Plan, from_text, to_text
 from medray.inputs import count_kinds, kind_of, typed
-from medray.readers import Records, evaluate
+from medray.readers import Records, column_names, evaluate
 from medray.schema import NUMBER, TEXT, TIMESTAMP, canonical
 
 if TYPE_CHECKING:
@@ -136,16 +136,25 @@ def merged(results: Iterable[Mapping[str, Any]]) -> dict[str, Surveyed]:
 
 
 def described(
-    source: str, facts: Mapping[str, Facts], *, free_text: bool, shift_dates: bool, keep_columns: Iterable[str]
+    source: Source, facts: Mapping[str, Facts], *, free_text: bool, shift_dates: bool, keep_columns: Iterable[str]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """What each kept column holds, and why the others are not kept."""
+    """What each kept column holds, and why the others are not kept.
+
+    A format with fixed columns has been read for what identifies by who wrote its reader; there the study's own columns
+    alone are judged.
+    """
+    reader = source.reader
+    aliased = {name for value in reader.columns.values() for name in column_names(value)}
     kept = set(keep_columns)
     columns: dict[str, str] = {}
     dropped: dict[str, str] = {}
     for name, fact in facts.items():
-        kind = _kind(fact)
-        reason = reason_to_drop(name, kind, fact, free_text=free_text, shift_dates=shift_dates)
-        if reason and f"{source}.{name}" not in kept:
+        kind, reason = _kind(fact), ""
+        if reader.free_form or name in reader.columns:
+            reason = reason_to_drop(name, kind, fact, free_text=free_text, shift_dates=shift_dates)
+        elif name in aliased:
+            reason = "read to be kept under another name"
+        if reason and f"{source.name}.{name}" not in kept:
             dropped[name] = reason
         else:
             columns[name] = kind
