@@ -250,7 +250,8 @@ def _leave(job: Job, trained: Trained) -> None:
 
     from medray.loop.baseline import fit_baseline
 
-    write_bytes(job.folder / WEIGHTS, safetensors.torch.save(trained.weights))
+    weights = {name: tensor.contiguous() for name, tensor in trained.weights.items()}  # a CNN keeps channels last
+    write_bytes(job.folder / WEIGHTS, safetensors.torch.save(weights))
     baseline = fit_baseline(job.shards, job.modalities, job.seed)
     write_bytes(job.folder / BASELINE, safetensors.numpy.save(baseline))
 
