@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Tabular(EncoderModel):
-    """Layers of linear, layer normalization, ReLU, dropout.
+    """Layers of linear, ReLU, dropout.
 
     Attributes:
         hidden: width of each layer.

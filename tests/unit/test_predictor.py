@@ -18,9 +18,14 @@ from PIL import Image
 
 from medray import inputs
 from medray.errors import ArtifactError, DataError, IntegrityError, ReadError
+from medray.explainers.input_x_gradient import InputXGradient
+from medray.explainers.integrated_gradients import IntegratedGradients
 from medray.modalities import Rows
 from medray.models._network import Network
+from medray.models.tabular import Tabular
 from medray.predictor import Predictor
+from medray.predictor.attributions import attribute
+from medray.predictor.forward import Forward
 from tests import checkpoints
 
 ALL = ("labs", "films", "ecg")
@@ -137,6 +142,25 @@ def test_full_attributions_add_up_to_the_difference_from_the_baseline(made: Any)
     sums = sum(values.reshape(6, -1).sum(1) for values in found.attributions.values())
     difference = logit(found.scores)[:, 0] - logit(predictor.predict(nothing, present))[:, 0]
     np.testing.assert_allclose(sums, difference, atol=0.02 * np.abs(difference).max())
+
+
+def test_one_pass_over_a_trained_table_says_what_many_passes_say() -> None:
+    torch.manual_seed(0)
+    network = Tabular().build({"labs": (8,)}, 1)
+    x, optimizer = torch.randn(400, 8), torch.optim.Adam(network.parameters(), 3e-3)
+    y = (x[:, :1] + x[:, 1:2] * x[:, 2:3] + 0.5 * torch.randn(400, 1) > 0).float()
+    there = {"labs": torch.ones(400, dtype=torch.bool)}
+    for _ in range(150):
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(network({"labs": x}, there), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    forward = Forward(network.eval(), {"labs": torch.zeros(1, 8)})
+    one, many = (
+        attribute(forward, {"labs": x}, there, {"labs": explainer}).attributions["labs"]
+        for explainer in (InputXGradient(), IntegratedGradients(steps=64))
+    )
+    assert np.corrcoef(one.ravel(), many.ravel())[0, 1] > 0.9
 
 
 def test_the_predicted_class_is_explained_unless_another_is_asked_for(made: Any) -> None:
