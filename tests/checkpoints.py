@@ -31,8 +31,8 @@ Array = np.ndarray[Any, Any]
 LEADS = "I,II,V1"
 SOURCES = {
     "labs": {"kind": "csv", "path": "labs.csv", "subject": "mrn", "time": "drawn_at"},
-    "films": {"kind": "csv", "path": "films.csv"},
-    "ecg": {"kind": "csv", "path": "ecg.csv", "subject": "mrn"},
+    "films": {"kind": "dicom", "path": "films/*.dcm"},
+    "ecg": {"kind": "wfdb", "path": "ecg/*.hea", "subject": "mrn"},
 }
 MODALITIES = {
     "labs": {"kind": "table"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,10 +16,9 @@ import torch
 from PIL import Image
 
 from medray import inputs
-from medray.errors import ArtifactError, DataError, IntegrityError, ReadError
+from medray.errors import ArtifactError, DataError, IntegrityError
 from medray.explainers.input_x_gradient import InputXGradient
 from medray.explainers.integrated_gradients import IntegratedGradients
-from medray.modalities import Rows
 from medray.models._network import Network
 from medray.models.tabular import Tabular
 from medray.predictor import Predictor
@@ -238,92 +236,6 @@ def test_the_fast_path_answers_nearly_alike(made: Any) -> None:
     assert np.array_equal(near.scores, fast.predict(arrays, present))
     maps = (each.attributions["films"].ravel() for each in (exact, near))
     assert np.corrcoef(*maps)[0, 1] > 0.99
-
-
-# ---- what it is sent
-
-
-def test_values_of_a_request_become_the_same_input_as_a_row_of_a_file(made: Any, tmp_path: Path) -> None:
-    predictor = made(("labs",))
-    path = tmp_path / "one.csv"
-    path.write_text("mrn,name,crp,sex,sodium,died\nMRN7,Ada,12.5,F,,1\n", encoding="utf-8")
-    rows = predictor.rows_from_file("labs", path)
-    assert rows.columns.column_names == ["crp", "sex", "sodium", "taken_at"]  # no identifier, no target
-    sent = predictor.rows_from_values("labs", {"crp": 12.5, "sex": "F"})
-    assert sent.columns.equals(rows.columns)
-    text = predictor.rows_from_values("labs", {"crp": "12.5", "sex": " F ", "sodium": None})
-    wanted = predictor.predict(*predictor.encode({"labs": rows}))
-    for each in (sent, text):
-        assert np.array_equal(predictor.predict(*predictor.encode({"labs": each})), wanted)
-
-
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ({"crpp": 1}, r"labs\.crpp: unknown field\. Did you mean 'crp'\? Known: crp, sex, sodium, taken_at"),
-        ({"died": 1}, r"labs\.died: the target, a key, a split or a time is no input"),
-        ({"drawn_at": "2024-01-01"}, r"labs\.drawn_at: the target"),
-        ({"crp": "high"}, r"labs: column 'crp' holds something that is no number"),
-        ({"crp": [1]}, r"labs\.crp: expected a text, a number or null, found a list"),
-        ({"sex": {"a": 1}}, r"labs\.sex: expected a text, a number or null, found an object"),
-    ],
-)
-def test_a_wrong_field_is_named(made: Any, values: dict[str, Any], said: str) -> None:
-    with pytest.raises(DataError, match=said):
-        made(("labs",)).rows_from_values("labs", values)
-
-
-def test_no_value_is_a_missing_value(made: Any) -> None:
-    predictor = made(("labs",))
-    for nothing in ({}, {"crp": None}, {"crp": math.nan}, {"crp": ""}):
-        assert predictor.rows_from_values("labs", nothing).columns.column("crp").null_count == 1
-
-
-def test_an_unknown_input_is_named(made: Any) -> None:
-    predictor = made()
-    with pytest.raises(DataError, match=r"unknown input 'lab'\. Did you mean 'labs'"):
-        predictor.rows_from_values("lab", {})
-    with pytest.raises(DataError, match="unknown input 'film'"):
-        predictor.encode({"film": None})
-    with pytest.raises(DataError, match="films: this image is sent as a file"):
-        predictor.rows_from_values("films", {"pixel": 1})
-
-
-def test_one_file_is_one_record(made: Any, tmp_path: Path) -> None:
-    predictor = made(("labs",))
-    path = tmp_path / "several.csv"
-    path.write_text("crp,sex\n1,F\n2,M\n", encoding="utf-8")
-    with pytest.raises(ReadError, match="several records"):
-        predictor.rows_from_file("labs", path)
-    path.write_text("crp,sex\n", encoding="utf-8")
-    with pytest.raises(ReadError, match="holds no record"):
-        predictor.rows_from_file("labs", path)
-    path.write_text("crp,sex\n1,F\n2,M,3\n", encoding="utf-8")
-    with pytest.raises(ReadError, match="row 1: the row does not have the 2 cells"):
-        predictor.rows_from_file("labs", path)
-    with pytest.raises(ReadError, match="not a file"):
-        predictor.rows_from_file("labs", tmp_path / "none.csv")
-
-
-def test_a_sample_without_any_modality_is_refused(made: Any) -> None:
-    predictor = made(("films", "ecg"))
-    for nothing in ({}, {"films": None}, {"films": Rows(checkpoints.rows("films", 1).columns, [None])}):
-        with pytest.raises(DataError, match="give at least one of films, ecg"):
-            predictor.encode(nothing)
-    with pytest.raises(DataError, match="different numbers of rows"):
-        predictor.encode({"films": checkpoints.rows("films", 2), "ecg": checkpoints.rows("ecg", 3)})
-
-
-def test_absent_modalities_are_marked(made: Any) -> None:
-    predictor = made()
-    arrays, present = predictor.encode({"labs": checkpoints.rows("labs", 2)})
-    assert {name: mask.tolist() for name, mask in present.items()} == {
-        "labs": [True, True],
-        "films": [False, False],
-        "ecg": [False, False],
-    }
-    assert arrays["films"].shape == (2, 1, 32, 32)
-    assert predictor.predict(arrays, present).shape == (2, 1)
 
 
 # ---- for people
