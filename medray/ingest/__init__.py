@@ -20,11 +20,11 @@ from medray.artifacts import Workspace
 from medray.artifacts.table import Part, Table
 from medray.errors import DataError
 from medray.ingest import plan as tasks
-from medray.ingest.discover import NUMBERS, Changes, File, compare, discover, index
+from medray.ingest.files import NUMBERS, Changes, File, compare, discover, index
 from medray.ingest.keys import sources_of
 from medray.ingest.plan import Plan
-from medray.ingest.prepare import Prepared, prepare
-from medray.ingest.write import write
+from medray.ingest.preparing import Prepared, prepare
+from medray.ingest.writing import write
 from medray.runtime import Progress, cluster, quiet
 from medray.schema import FILE_ID, FILES, POSITION, QUARANTINE, SPLIT, SUBJECT_ID
 from medray.study import Study
@@ -37,6 +37,7 @@ class Ingested:
     """A table, and what came into it.
 
     Attributes:
+        table: at the version that this run has left.
         records: rows in the table, of all sources.
         subjects: in the table.
         new_files, changed_files: that this run has read.
@@ -103,6 +104,7 @@ def ingest(
             _prune(table, {received.file_id for received in changes.pruned})
         _end(table)
         table.purge()  # what a task that was tried again left behind
+    table = table.at(table.version)
     check_quarantine(study, table)
     return _summary(study, table, changes, unknown, time.monotonic() - started)
 
@@ -142,7 +144,8 @@ class Run:
             unknown.setdefault(result["source"], set()).update(result["unknown"])
             done += len(result["files"])
             progress("ingest", done, len(todo))
-            self._stop_early(result["source"])
+            if result["bad"]:
+                self._stop_early(result["source"])
         return unknown
 
     def _number(self, files: list[File]) -> None:
@@ -180,12 +183,9 @@ class Run:
 
     def _stop_early(self, source: str) -> None:
         """Stop where even a source without another bad record would end over the limit."""
-        expected = self.prepared.expected.get(source)
-        if expected is None:
-            return
-        stored = self.good[source] + self.bad[source]
-        if self.bad[source] > self.study.governance.max_quarantined * max(stored, expected):
-            check_quarantine(self.study, self.table)
+        total = max(self.prepared.expected.get(source, 0), self.good[source] + self.bad[source])
+        if source in self.prepared.expected:
+            _hold(self.study, source, _reasons(self.table).get(source, {}), total)
 
 
 def check_quarantine(study: Study, table: Table) -> None:
@@ -194,18 +194,21 @@ def check_quarantine(study: Study, table: Table) -> None:
     Raises:
         DataError: more than `governance.max_quarantined` of a source's records is there.
     """
-    limit = study.governance.max_quarantined
     good: Counter[str] = Counter()
     for part in table.parts():
         good[part.source] += part.rows
     for source, reasons in _reasons(table).items():
-        bad = sum(reasons.values())
-        if bad > limit * (good[source] + bad):
-            most = ", ".join(f"{count} x {reason}" for reason, count in Counter(reasons).most_common(3))
-            raise DataError(
-                f"sources.{source}: {bad} of {good[source] + bad} records are in the quarantine ({most}), more than "
-                f"governance.max_quarantined ({limit:.4g}). Correct the files and ingest again, or raise the limit."
-            )
+        _hold(study, source, reasons, good[source] + sum(reasons.values()))
+
+
+def _hold(study: Study, source: str, reasons: Mapping[str, int], total: int) -> None:
+    limit, bad = study.governance.max_quarantined, sum(reasons.values())
+    if bad > limit * total:
+        most = ", ".join(f"{count} x {reason}" for reason, count in Counter(reasons).most_common(3))
+        raise DataError(
+            f"sources.{source}: {bad} of {total} records are in the quarantine ({most}), more than "
+            f"governance.max_quarantined ({limit:.4g}). Correct the files and ingest again, or raise the limit."
+        )
 
 
 def _prune(table: Table, file_ids: set[str]) -> None:

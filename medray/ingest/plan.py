@@ -15,7 +15,7 @@ from medray.artifacts.table import Table
 from medray.errors import MedrayError
 from medray.governance.crypto import Keyring
 from medray.governance.deidentify import Pseudonyms
-from medray.ingest.discover import File
+from medray.ingest.files import File
 from medray.ingest.keys import Lookup, Source
 
 if TYPE_CHECKING:

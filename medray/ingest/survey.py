@@ -203,7 +203,8 @@ def _fact(name: str, column: pa.ChunkedArray, pseudonyms: Pseudonyms) -> Facts:
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     if not is_text:
         counts = count_kinds(column)
-        fact = Facts(values=counts[TEXT], numbers=counts[NUMBER], times=counts[TIMESTAMP])
+        native = TIMESTAMP if pa.types.is_temporal(column.type) else "" if pa.types.is_null(column.type) else NUMBER
+        fact = Facts(native, values=counts[TEXT], numbers=counts[NUMBER], times=counts[TIMESTAMP])
     else:
         texts = pc.utf8_trim_whitespace(column.drop_null())
         texts = texts.filter(pc.not_equal(texts, ""))
@@ -242,6 +243,8 @@ def _count_true(found: pa.ChunkedArray) -> int:
 
 def _kind(fact: Facts) -> str:
     """What a column holds: numbers with leading zeros are codes, and 20240131 all over is a date."""
+    if not fact.values:
+        return fact.native or TEXT
     kind = kind_of({TEXT: fact.values, NUMBER: fact.numbers, TIMESTAMP: fact.times})
     if kind == NUMBER and fact.times >= fact.numbers:
         return TIMESTAMP

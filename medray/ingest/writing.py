@@ -14,7 +14,7 @@ from medray.artifacts.table import PackWriter, Part
 from medray.errors import ReadError
 from medray.governance.deidentify import cap_ages, shift_dates, shifts
 from medray.ingest.decide import CODE
-from medray.ingest.discover import digest_of, state_of
+from medray.ingest.files import digest_of, state_of
 from medray.ingest.keys import CODES, Keyed, as_ids, choose, extended, keys_of
 from medray.ingest.plan import Plan
 from medray.inputs import typed

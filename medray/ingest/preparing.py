@@ -11,7 +11,7 @@ import numpy as np
 from medray.artifacts.table import Description
 from medray.errors import ArtifactError, DataError
 from medray.ingest import decide, plan
-from medray.ingest.discover import Changes, File
+from medray.ingest.files import Changes, File
 from medray.ingest.plan import Plan
 from medray.ingest.survey import Surveyed, described, merged, survey
 from medray.runtime import Progress
