@@ -146,7 +146,7 @@ def save_step(
             write_bytes(temporary / name, data)
             files[name] = hashlib.sha256(data).hexdigest()
         now = datetime.datetime.now(datetime.UTC)
-        kept = Manifest(sort="step", digest=str(step), facts=dict(state), files=files, created=now)
+        kept = Manifest(sort="step", digest=final.name, facts=dict(state), files=files, created=now)
         write_manifest(temporary, kept, STATE)
         if final.exists():  # the same step again, after a resume: equal weights, by exact resume
             _delete(final)
@@ -171,7 +171,7 @@ def newest_step(folder: Path) -> tuple[int, Tensors, Tensors, dict[str, Any]] | 
         if manifest is not None:
             verify_files(path, manifest)
             weights, optimizer = (load((path / name).read_bytes()) for name in (WEIGHTS, OPTIMIZER))
-            return int(manifest.digest), weights, optimizer, manifest.facts
+            return int(path.name.removeprefix("step-")), weights, optimizer, manifest.facts
     return None
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+from medray.errors import ArtifactError
 
 
 def make_folder(folder: Path) -> Path:
@@ -34,20 +39,47 @@ def fsync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Put `data` at `path`: after a crash either the old or the new content is there, whole."""
-    make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Say which file it was that the disk did not take."""
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
+        yield
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written ({error.strerror or error}). Make room, and repeat.") from error
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file for its owner only; its bytes are durable when the context ends, its name once the folder is.
+
+    Raises:
+        ArtifactError: the disk is full, read-only or broken; what was written is deleted.
+    """
+    with named(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(descriptor)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Put `data` at `path`: after a crash either the old or the new content is there, whole.
+
+    Raises:
+        ArtifactError: the disk is full, read-only or broken; the old content is there.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with named(path):
+        make_folder(path.parent)
+        with new_file(temporary) as file:
             file.write(data)
-            file.flush()
-            os.fsync(descriptor)
         temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+        fsync_folder(path.parent)
 
 
 def sha256_of(path: Path) -> str:

@@ -23,7 +23,7 @@ class Manifest(BaseModel):
 
     Attributes:
         sort: tables, shards, checkpoints, scores, reports, tunings, models.
-        digest: of the study's sections it was made from, and of its parents.
+        digest: of the study's sections it was made from, and of its parents; the folder's name.
         parents: what it was made from, name to digest.
         facts: what its readers need to know; each sort has its own.
         files: name to SHA-256, of every file of the artifact.
@@ -47,7 +47,7 @@ def read_manifest(folder: Path, name: str = NAME) -> Manifest | None:
     """The manifest of a complete artifact; None where it is not complete.
 
     Raises:
-        IntegrityError: the manifest was changed or cut.
+        IntegrityError: the manifest was changed or cut, or is that of another artifact.
     """
     try:
         text = (folder / name).read_bytes()
@@ -59,7 +59,7 @@ def read_manifest(folder: Path, name: str = NAME) -> Manifest | None:
         manifest = Manifest.model_validate(fields)
     except (ValueError, AttributeError, KeyError, TypeError, ValidationError) as error:
         raise IntegrityError(f"{folder / name}: damaged. Make the artifact again with --force.") from error
-    if check != _check(fields):
+    if check != _check(fields) or manifest.digest != folder.name:
         raise IntegrityError(f"{folder / name}: changed since it was written. Make the artifact again with --force.")
     return manifest
 

@@ -6,6 +6,7 @@ import datetime
 import os
 import pickle
 import random
+import re
 import signal
 import stat
 import subprocess
@@ -126,6 +127,7 @@ def test_an_artifact_is_complete_if_its_manifest_is_there(tmp_path: Path) -> Non
 
 
 def test_a_changed_manifest_or_file_is_named(tmp_path: Path) -> None:
+    tmp_path = tmp_path / "abc"
     write_bytes(tmp_path / "report.json", b'{"auroc": 0.71}')
     files = {"report.json": sha256_of(tmp_path / "report.json")}
     made = Manifest(sort="reports", digest="abc", facts={"n": 3}, files=files, created=NOW)
@@ -144,6 +146,39 @@ def test_a_changed_manifest_or_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "report.json").unlink()
     with pytest.raises(IntegrityError, match=r"report\.json: missing"):
         verify_files(tmp_path, made)
+
+
+def test_the_manifest_of_another_artifact_is_named(tmp_path: Path) -> None:
+    for digest in ("abc", "abd"):
+        write_manifest(tmp_path / digest, Manifest(sort="reports", digest=digest, created=NOW))
+    (tmp_path / "abc" / "manifest.json").write_bytes((tmp_path / "abd" / "manifest.json").read_bytes())
+    with pytest.raises(IntegrityError, match=r"abc/manifest\.json"):
+        read_manifest(tmp_path / "abc")
+
+
+def test_a_disk_that_is_full_is_named_and_loses_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: the same error, from the same call."""
+    code = (
+        "import pathlib, resource, sys\nimport numpy, pyarrow\nfrom medray.artifacts.durable import write_bytes\n"
+        "from medray.artifacts.table import Description, Table\nfrom medray.errors import ArtifactError\n"
+        "from medray.governance.crypto import Keyring\nfolder = pathlib.Path(sys.argv[1])\n"
+        "table = Table(folder / 'tables' / 'abc', Keyring(folder / 'keyring'))\n"
+        "table.create(Description(num_buckets=1, columns={}))\nwrite_bytes(folder / 'file', b'old')\n"
+        "rows = pyarrow.table({'record_id': [str(n) * 9 for n in range(9999)], 'subject_id': ['0' * 32] * 9999})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))\n"
+        "def pack():\n    with table.pack() as pack:\n"
+        "        pack.append(numpy.random.default_rng(1).integers(0, 256, 99999, numpy.uint8))\n"
+        "full = lambda: write_bytes(folder / 'file', bytes(99999))\n"
+        "for work in (pack, lambda: table.write_part('labs', rows), full):\n"
+        "    try:\n        work()\n    except ArtifactError as error:\n        print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    said = done.stdout.splitlines()
+    assert len(said) == 3
+    for line, name in zip(said, ("pack-", "part-", "file"), strict=True):
+        assert re.search(rf"/\.?{name}.*: cannot be written \(.*too large.*\)\. Make room", line)
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert not list((tmp_path / "tables" / "abc").glob("part-*"))
 
 
 def test_a_file_that_is_rewritten_is_never_seen_half_written(tmp_path: Path) -> None:

@@ -163,12 +163,11 @@ class Table:
         added, removed = [], []
         values = pa.array(sorted(file_ids), pa.string())
         for part in self.parts(source):
-            rows = read_part(self.vault, part)
-            gone = pc.is_in(rows.column(FILE_ID).cast(pa.string()), value_set=values)
-            kept = rows.filter(pc.invert(pc.fill_null(gone, False)))
-            if kept.num_rows == rows.num_rows:
+            gone = pc.is_in(read_part(self.vault, part, columns=[FILE_ID]).column(FILE_ID), value_set=values)
+            if not pc.any(gone).as_py():
                 continue
             removed.append(part.name)
+            kept = read_part(self.vault, part).filter(pc.invert(gone))
             if kept.num_rows:
                 added.append(self.write_part(source, kept))
         return added, removed

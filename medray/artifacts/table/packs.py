@@ -22,6 +22,7 @@ import pyarrow as pa
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from medray.artifacts.durable import named
 from medray.artifacts.vault import Vault
 from medray.errors import ArtifactError, IntegrityError
 from medray.governance.crypto import TAG_BYTES
@@ -37,7 +38,11 @@ MAX_OPEN = 32  # packs held open by one process
 
 
 class PackWriter:
-    """A new pack; a context manager. Nothing of it may be committed before its context ended."""
+    """A new pack; a context manager. Nothing of it may be committed before its context ended.
+
+    Raises:
+        ArtifactError: from `append` and at the end, when the disk is full, read-only or broken.
+    """
 
     def __init__(self, vault: Vault) -> None:
         self.name = f"pack-{secrets.token_hex(16)}.mrb"
@@ -54,7 +59,8 @@ class PackWriter:
         if array.dtype.hasobject:
             raise ArtifactError("only arrays of numbers can be sealed")
         if self._descriptor < 0:  # a task without arrays leaves no file
-            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with named(self._path):
+                self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         packed = memoryview(self._codec.compress(pa.py_buffer(raw), asbytes=True))
         chunks = max(1, math.ceil(len(packed) / CHUNK_BYTES))
@@ -62,7 +68,8 @@ class PackWriter:
         for number in range(chunks):
             plain = packed[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
             sealed = self._cipher.encrypt(_nonce(self._offset, number, number == chunks - 1), plain, None)
-            _write(self._descriptor, sealed)
+            with named(self._path):
+                _write(self._descriptor, sealed)
             length += len(sealed)
         asset = {
             "pack": self.name,
@@ -84,7 +91,8 @@ class PackWriter:
         if self._descriptor < 0:
             return
         try:
-            os.fsync(self._descriptor)
+            with named(self._path):
+                os.fsync(self._descriptor)
         finally:
             os.close(self._descriptor)
             self._descriptor = -1

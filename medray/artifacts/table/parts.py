@@ -6,7 +6,6 @@ authenticated data, so that a file under another name does not open.
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
+from medray.artifacts.durable import new_file
 from medray.artifacts.vault import Vault
 from medray.errors import ArtifactError, IntegrityError
 from medray.schema import (
@@ -120,15 +120,14 @@ def write_part(vault: Vault, source: str, rows: pa.Table, schema: pa.Schema | No
     name = f"part-{secrets.token_hex(16)}.parquet"
     sealed = create_encryption_properties(vault.key_for(name), aad_prefix=name.encode(), store_aad_prefix=False)
     path = vault.folder / name
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        with pq.ParquetWriter(file, rows.schema, compression="zstd", encryption_properties=sealed) as writer:
-            start = 0
-            for count in counts.values():
-                writer.write_table(rows.slice(start, count), row_group_size=max(count, 1))
-                start += count
-        file.flush()
-        os.fsync(descriptor)
+    with (
+        new_file(path) as file,
+        pq.ParquetWriter(file, rows.schema, compression="zstd", encryption_properties=sealed) as writer,
+    ):
+        start = 0
+        for count in counts.values():
+            writer.write_table(rows.slice(start, count), row_group_size=count)
+            start += count
     packs = pc.unique(pc.struct_field(rows.column(ASSET), "pack")).to_pylist() if ASSET in rows.column_names else []
     return Part(
         name=name,
