@@ -85,6 +85,7 @@ class Facts:
     """What a survey has counted of one column over some rows; no value is in it.
 
     Attributes:
+        native: what the format itself says that the column holds; empty where it is text.
         values: cells that are not missing; all that follows counts among them.
         numbers, times: cells that read as such; `whole` of the numbers are integers.
         codes: numbers that are written with a leading zero, as codes are.
@@ -93,6 +94,7 @@ class Facts:
         sketch: the smallest keyed hashes of the distinct values, at most 1,024 (Bar-Yossef et al. 2002).
     """
 
+    native: str = ""
     values: int = 0
     numbers: int = 0
     whole: int = 0
@@ -104,6 +106,7 @@ class Facts:
 
     def add(self, other: Facts) -> None:
         """Count what another part of the same column holds."""
+        self.native = self.native or other.native
         for name in ("values", "numbers", "whole", "codes", "times", "sentences", "literals"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.sketch = sorted({*self.sketch, *other.sketch})[:SKETCH]
