@@ -28,7 +28,8 @@ class Table(Modality):
 
     A number is standardized; a missing one becomes the train mean, with a column beside it that says so where the train
     split had gaps too. A text becomes one column for each of its 32 most frequent train values; missing is none of
-    them. Left out, with its reason in the state: what is constant in train, and text of which most values are unique.
+    them. Left out, with its reason in the state: what is constant in train, text of which most values are unique, and
+    unless it is named what reads as free text.
 
     Attributes:
         columns: which; every number and text column that the cohort does not use otherwise, unless given.
@@ -60,7 +61,10 @@ class Table(Modality):
         columns: list[State] = []
         left_out: dict[str, str] = {}
         for name in sorted(seen, key=lambda name: (seen[name], name)):
-            column, reason = _fitted(name, [p["columns"][name] for p in partials if name in p["columns"]])
+            parts = [partial["columns"][name] for partial in partials if name in partial["columns"]]
+            column, reason = _fitted(name, parts)
+            if column and self.columns is None and _prose(parts):  # a report may name the label
+                column, reason = None, "free text"
             if column is None:
                 left_out[name] = reason
             else:
@@ -131,6 +135,7 @@ def _summary(column: pa.ChunkedArray) -> State:
         "kind": TEXT,
         "missing": len(column) - count,
         "count": count,
+        "sentences": sum(number for text, number in texts.items() if text.count(" ") > 1),
         "texts": dict(kept),
         "further": len(texts) - len(kept),
     }
@@ -158,6 +163,14 @@ def _fitted(name: str, parts: list[State]) -> tuple[State | None, str]:
     if not varies and not missing:
         return None, "constant in train"
     return {"kind": NUMBER, "mean": mean, "std": std if varies else 1.0, "varies": varies, "missing": missing > 0}, ""
+
+
+def _prose(parts: list[State]) -> bool:
+    """Whether a column is free text: mostly three words or more, and more different ones than categories are kept."""
+    parts = [part for part in parts if part.get("sentences")]
+    count, sentences = (sum(part[key] for part in parts) for key in ("count", "sentences"))
+    distinct = len({text for part in parts for text in part["texts"]}) + sum(part["further"] for part in parts)
+    return bool(parts) and sentences >= count / 2 and distinct > min(CATEGORIES, count / 2)
 
 
 def _categories(parts: list[State], count: int, missing: int) -> tuple[State | None, str]:

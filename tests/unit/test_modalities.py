@@ -224,6 +224,12 @@ def test_columns_that_teach_nothing_are_left_out_with_their_reason() -> None:
         Table().fit([labs(ward=["A", "A"])])
 
 
+def test_reports_that_repeat_themselves_are_no_input_unless_they_are_named() -> None:
+    rows = labs(age=[1.0, 2.0] * 50, report=[f"sinus rhythm number {number % 40}" for number in range(100)])
+    assert Table().fit([rows])["left_out"] == {"report": "free text"}
+    assert len(Table().names(Table(columns=("report",)).fit([rows]))) == 32
+
+
 def test_chosen_columns_are_the_only_ones_and_must_be_there() -> None:
     rows = labs(age=[1.0, 2.0], died=["0", "1"])
     assert Table(columns=("age",)).names(Table(columns=("age",)).fit([rows])) == ["age"]
