@@ -7,6 +7,9 @@ import hashlib
 import pickle
 import subprocess
 import sys
+import threading
+import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +107,15 @@ def test_a_column_that_the_first_ingest_did_not_fix_is_refused(table: Table) -> 
         table.write_part("labs", rows)
 
 
+def test_a_cell_of_the_wrong_type_is_refused_without_showing_it(table: Table) -> None:
+    rows = pa.table({"subject_id": [subject(0)], "position": [0], "labs.age": ["Ottilie"]})
+    with pytest.raises(ArtifactError, match=r"labs\.age") as error:
+        table.write_part("labs", rows)
+    shown = "".join(traceback.format_exception(error.value))
+    assert "no double" in shown
+    assert "Ottilie" not in shown
+
+
 def test_a_table_is_made_once(table: Table) -> None:
     table.create(DESCRIPTION)
     with pytest.raises(ArtifactError, match="other columns"):
@@ -147,6 +159,26 @@ def test_of_two_that_replace_the_same_rows_one_is_refused(table: Table) -> None:
     with pytest.raises(ArtifactError, match="removed by another commit"):
         second.commit([second.write_part("labs", labs(range(10, 15), "f1"))], other[1])
     assert fresh(table).read("labs").column("position").to_pylist() == list(range(5, 10))
+
+
+def test_of_two_that_replace_the_same_rows_at_the_same_moment_one_is_refused(table: Table) -> None:
+    table.commit([table.write_part("labs", labs(range(1)))])
+
+    def replace(writer: Table) -> bool:
+        added, removed = [writer.write_part("labs", labs(range(1), "f1"))], [part.name for part in writer.parts()]
+        together.wait()
+        try:
+            writer.commit(added, removed)
+        except ArtifactError as error:
+            return "removed by another commit" not in str(error)
+        return True
+
+    together = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(20):
+            assert sorted(pool.map(replace, (fresh(table), fresh(table)))) == [False, True]
+    assert fresh(table).read("labs").num_rows == 1
+    assert fresh(table).version == 21
 
 
 def test_rows_of_changed_files_are_replaced_and_other_files_stay(table: Table) -> None:

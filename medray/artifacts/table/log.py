@@ -173,11 +173,20 @@ class Log:
 
     def commit(self, add: Sequence[Part], remove: Sequence[str], app: str, app_version: int | None) -> int:
         """One transaction; see `Table.commit`."""
+        from deltalake.exceptions import DeltaError
+
+        try:
+            fsync_folder(self._table)  # the names of parts and packs; their bytes are durable already
+            return self._commit(add, remove, app, app_version)
+        except (DeltaError, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+            raise ArtifactError(f"{self.folder}: cannot be written ({reason}). Make room, and repeat.") from error
+
+    def _commit(self, add: Sequence[Part], remove: Sequence[str], app: str, app_version: int | None) -> int:
         from deltalake import CommitProperties, PostCommitHookProperties
-        from deltalake.exceptions import CommitFailedError, DeltaError
+        from deltalake.exceptions import CommitFailedError
         from deltalake.transaction import Transaction
 
-        fsync_folder(self._table)  # the names of parts and packs; their bytes are durable already
         nonce = secrets.token_hex(8)
         transactions = [Transaction(app, app_version)] if app and app_version is not None else None
         for _ in range(TRIES):
@@ -199,10 +208,6 @@ class Log:
                 )
             except CommitFailedError:
                 continue  # another writer was faster: see whether this commit still makes sense
-            except (DeltaError, OSError) as error:
-                raise ArtifactError(
-                    f"{self.folder}: the commit failed ({type(error).__name__}). Is it full?"
-                ) from error
             self._refresh()
             self._acknowledge(delta)
             return self._numbers[nonce]
@@ -256,8 +261,9 @@ class Log:
         from deltalake.exceptions import DeltaError
 
         if self._delta is not None and len(self._commits) < self._opened_at + CHECKPOINT_VERSIONS:
-            self._delta.update_incremental()
-            return self._delta
+            with contextlib.suppress(DeltaError, OSError):  # of a checkpoint that another process replaced
+                self._delta.update_incremental()
+                return self._delta
         if not self._commits:
             self._create()
         try:
@@ -265,10 +271,7 @@ class Log:
         except (DeltaError, OSError):
             for path in self._checkpoints():  # nothing but a copy of the log, which a power cut may leave in pieces
                 path.unlink(missing_ok=True)
-            try:
-                self._delta = DeltaTable(self._table)
-            except (DeltaError, OSError) as error:
-                raise ArtifactError(f"{self.folder}: deltalake cannot open it. Restore it from a backup.") from error
+            self._delta = DeltaTable(self._table)
         self._opened_at = len(self._commits)
         return self._delta
 

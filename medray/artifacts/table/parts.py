@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -178,11 +178,16 @@ def _conform(source: str, rows: pa.Table, schema: pa.Schema | None) -> pa.Table:
     unknown = [name for name in rows.column_names if name not in schema.names]
     if unknown:
         raise ArtifactError(f"{source}: column '{unknown[0]}' is not among those that the first ingest fixed")
-    columns: list[Any] = [
-        rows.column(field.name).cast(field.type) if field.name in rows.column_names
-        else pa.nulls(rows.num_rows, field.type)
-        for field in schema
-    ]  # fmt: skip
+    columns = []
+    for field in schema:
+        if field.name not in rows.column_names:
+            columns.append(pa.nulls(rows.num_rows, field.type))
+            continue
+        try:
+            columns.append(rows.column(field.name).cast(field.type))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            # Arrow's own words quote the cell
+            raise ArtifactError(f"{source}: column '{field.name}' holds cells that are no {field.type}") from None
     return pa.table(columns, schema=schema)
 
 
