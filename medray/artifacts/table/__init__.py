@@ -238,7 +238,8 @@ class Table:
         Each source is held in memory while it is digested; arrays count by their own digests and are not opened.
         """
         total = hashlib.sha256()
-        for source in sorted({part.source for part in self.parts()} - {FILES}):
+        sources = {part.source for part in self.parts()}
+        for source in sorted(name for name in sources if name == QUARANTINE or not name.startswith("_")):
             update_digest(total, source, self.read(source))
         return total.hexdigest()
 

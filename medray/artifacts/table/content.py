@@ -31,9 +31,7 @@ def update(digest: hashlib._Hash, source: str, rows: pa.Table) -> None:
 
 
 def _add(digest: hashlib._Hash, name: str, column: Any) -> None:
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    array = column.combine_chunks()
     valid = array.is_valid().to_numpy(zero_copy_only=False)
     if not valid.any():  # a column that is null all over equals one that is not there
         return
