@@ -47,7 +47,7 @@ class Persona:
         has_film, has_signal, has_table: which modalities were recorded.
     """
 
-    patient_id: str
+    mrn: str
     name: str
     birth_date: str
     sex: str
@@ -64,11 +64,11 @@ class Persona:
 
     def film(self, size: int = FILM_SIZE, seed: int = 0) -> Array:
         """The chest film: (size, size) uint16 of 12 bits, bone bright, with the spot where the cause is planted."""
-        return _film(self, size, _draw("film", seed, self.patient_id))
+        return _film(self, size, _draw("film", seed, self.mrn))
 
     def ecg(self, rate_hz: int = 100, seconds: int = 10, seed: int = 0) -> Array:
         """The 12-lead ECG in mV: (T, 12) float32, leads as in `LEADS`, with the ST segment where the cause puts it."""
-        return _ecg(self, rate_hz, seconds, _draw("ecg", seed, self.patient_id))
+        return _ecg(self, rate_hz, seconds, _draw("ecg", seed, self.mrn))
 
 
 def personas(count: int, seed: int, missing: float = 0.06) -> list[Persona]:
@@ -85,7 +85,7 @@ def personas(count: int, seed: int, missing: float = 0.06) -> list[Persona]:
         side = draw.choice((0.30, 0.70))  # left or right lung
         made.append(
             Persona(
-                patient_id=f"MRN{700000 + number * 13 + draw.randrange(13)}",
+                mrn=f"MRN{700000 + number * 13 + draw.randrange(13)}",
                 name=f"{draw.choice(_FAMILY)}^{draw.choice(_GIVEN)}",
                 birth_date=f"{2024 - age}-{draw.randint(1, 12):02d}-{draw.randint(1, 28):02d}",
                 sex=draw.choice("FM"),
@@ -103,10 +103,10 @@ def personas(count: int, seed: int, missing: float = 0.06) -> list[Persona]:
     return made
 
 
-def _draw(what: str, seed: int, patient_id: str) -> np.random.Generator:
+def _draw(what: str, seed: int, mrn: str) -> np.random.Generator:
     import numpy as np
 
-    return np.random.default_rng([seed, zlib.crc32(f"{what} {patient_id}".encode())])
+    return np.random.default_rng([seed, zlib.crc32(f"{what} {mrn}".encode())])
 
 
 def _film(persona: Persona, size: int, draw: np.random.Generator) -> Array:

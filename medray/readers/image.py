@@ -69,13 +69,13 @@ class Image(Reader):
         for number, persona in enumerate(personas):
             if not persona.has_film:
                 continue
-            draw = random.Random(f"image {seed} {persona.patient_id}")  # noqa: S311 - synthetic data, not a secret
+            draw = random.Random(f"image {seed} {persona.mrn}")  # noqa: S311 - synthetic data, not a secret
             place = folder / ("died" if persona.died else "survived")
             place.mkdir(parents=True, exist_ok=True)
             film = persona.film(seed=seed)
             if draw.random() < 1 / 2:
                 text = PngInfo()
-                text.add_text("Title", f"{persona.name} {persona.patient_id}")
+                text.add_text("Title", f"{persona.name} {persona.mrn}")
                 Pillow.fromarray(film * 16).save(place / f"{number:04d}.png", pnginfo=text, compress_level=1)
             else:
                 exif = Pillow.Exif()

@@ -190,7 +190,7 @@ class Wfdb(Reader):
         for number, persona in enumerate(personas):
             if not persona.has_signal:
                 continue
-            draw = random.Random(f"wfdb {seed} {persona.patient_id}")  # noqa: S311 - synthetic data, not a secret
+            draw = random.Random(f"wfdb {seed} {persona.mrn}")  # noqa: S311 - synthetic data, not a secret
             ecg, gain, rate_hz = persona.ecg(seed=seed), 1000, 100
             samples = np.rint(ecg * gain).astype("<i2")
             when = datetime.fromisoformat(persona.recorded_at)
@@ -200,7 +200,7 @@ class Wfdb(Reader):
                 checksum = (int(column.sum(dtype="int64")) + 0x8000) % 0x10000 - 0x8000
                 lines.append(f"{name}.dat 16 {gain}(0)/mV 16 0 {column[0]} {checksum} 0 {lead}")
             lines += [
-                f"# patient: {persona.patient_id}",
+                f"# patient: {persona.mrn}",
                 f"# name: {persona.name.replace('^', ', ')}",
                 f"# birth_date: {persona.birth_date}",
                 f"# sex: {persona.sex}",

@@ -48,7 +48,7 @@ def test_films_and_signals_are_sent_in_their_own_formats(made: Any, tmp_path: Pa
         "labs": predictor.rows_from_values("labs", {"crp": 40}),
     }
     kept = str([each.columns.to_pylist() for each in rows.values()])
-    for identifier in (whose[0].patient_id, whose[0].name.split("^")[0], whose[0].birth_date):
+    for identifier in (whose[0].mrn, whose[0].name.split("^")[0], whose[0].birth_date):
         assert identifier not in kept
     arrays, present = predictor.encode(rows)
     assert all(mask.all() for mask in present.values())

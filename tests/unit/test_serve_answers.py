@@ -143,7 +143,7 @@ def test_nothing_that_identifies_a_person_comes_back(
     one, client = opened
     text = json.dumps(answered(client, form(record, *ALL), "full")) + json.dumps(list(one._audit.events()))
     content = b"".join(path.read_bytes() for paths in record.values() for path in paths)
-    for identifier in (person.patient_id, person.name, person.birth_date.replace("-", "")):
+    for identifier in (person.mrn, person.name, person.birth_date.replace("-", "")):
         assert identifier.encode() in content
         assert identifier not in text
     assert record["films"][0].name not in text

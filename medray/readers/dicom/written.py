@@ -25,7 +25,7 @@ def films(folder: Path, personas: Sequence[Persona], seed: int) -> None:
     for number, persona in enumerate(personas):
         if not persona.has_film:
             continue
-        draw = random.Random(f"dicom {seed} {persona.patient_id}")  # noqa: S311 - synthetic data, not a secret
+        draw = random.Random(f"dicom {seed} {persona.mrn}")  # noqa: S311 - synthetic data, not a secret
         film = persona.film(seed=seed)
         inverted = draw.random() < 1 / 8
         data = _header(persona, number, draw)
@@ -71,7 +71,7 @@ def _header(persona: Persona, number: int, draw: random.Random) -> Any:
     data.InstitutionName, data.InstitutionAddress = f"{ward} Hospital", f"{draw.randrange(1, 99)} Elm Road, {ward}"
     data.ReferringPhysicianName, data.OperatorsName = "Nowak^Ilse^^Dr", "Okafor^T"
     data.StudyDescription = f"Chest PA, {persona.name.split('^')[0]}"
-    data.PatientName, data.PatientID = persona.name, persona.patient_id
+    data.PatientName, data.PatientID = persona.name, persona.mrn
     data.PatientBirthDate, data.PatientSex = persona.birth_date.replace("-", ""), persona.sex
     data.PatientAge = f"{persona.age:03d}Y"
     data.OtherPatientIDs = f"NHS{draw.randrange(10**9):09d}"
@@ -88,6 +88,6 @@ def _header(persona: Persona, number: int, draw: random.Random) -> Any:
     data.RescaleIntercept, data.RescaleSlope, data.RescaleType = "0", "1", "US"
     data.PresentationLUTShape = "IDENTITY"
     private = data.private_block(0x0019, "INVENTED IMAGING 1.0", create=True)
-    private.add_new(0x10, "LO", f"{persona.name} {persona.patient_id}")
+    private.add_new(0x10, "LO", f"{persona.name} {persona.mrn}")
     private.add_new(0x11, "LT", f"called back on +44 20 7946 {draw.randrange(10**4):04d}")
     return data

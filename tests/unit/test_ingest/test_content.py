@@ -168,7 +168,7 @@ def canaries(folder: Path, count: int) -> dict[str, list[bytes]]:
     """What must be nowhere: by class of identifier, in the forms in which the files hold it."""
     made = write_hospital(folder, count)
     return {
-        "number": [persona.patient_id.encode() for persona in made],
+        "number": [persona.mrn.encode() for persona in made],
         "name": [name.encode() for persona in made for name in (persona.name, persona.name.replace("^", ", "))],
         "birth date": [text.encode() for p in made for text in (p.birth_date, p.birth_date.replace("-", ""))],
         "path": [b"ecg_00", b"labs.csv", b"films/", b"broken"],
