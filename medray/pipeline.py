@@ -11,7 +11,7 @@ from medray.evaluate import Evaluation, evaluate
 from medray.ingest import Ingested, ingest
 from medray.predict import Scores, predict
 from medray.registry import ModelVersion, register
-from medray.runtime import Progress, cluster, quiet
+from medray.runtime import Progress, one_cluster, quiet
 from medray.study import Study
 from medray.train import train
 
@@ -49,7 +49,7 @@ def run(
     workspace = workspace or Workspace.of(study)
     steps = _Steps(progress, "check", "ingest", "train", "predict", "evaluate", "register")
     check(study, workspace.root, progress=steps.next()).raise_failures()
-    with cluster(study.compute):
+    with one_cluster():  # none is started where everything is complete
         ingested = ingest(study, workspace, force=force, progress=steps.next())
         checkpoint = train(study, workspace, force=force, progress=steps.next())
         scores = predict(study, workspace, force=force, progress=steps.next())

@@ -56,6 +56,7 @@ _SMALL_SETTINGS = {
 }
 
 _token = ""  # one a process: Ray's core reads it once
+_kept: contextlib.ExitStack | None = None  # of `one_cluster`
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,31 @@ def cluster(compute: Compute | None = None, *, num_cpus: int | None = None) -> I
     """
     import ray
 
-    compute = compute or Compute()
     if ray.is_initialized():
         yield _connected()
         return
+    with contextlib.ExitStack() as stack:
+        yield (_kept or stack).enter_context(_opened(compute or Compute(), num_cpus))
+
+
+@contextlib.contextmanager
+def one_cluster() -> Iterator[None]:
+    """Whatever asks for a cluster within the block gets the same one: opened for the first, closed with the block."""
+    global _kept
+    if _kept is not None:
+        yield
+        return
+    with contextlib.ExitStack() as _kept:
+        try:
+            yield
+        finally:
+            _kept = None
+
+
+@contextlib.contextmanager
+def _opened(compute: Compute, num_cpus: int | None) -> Iterator[Cluster]:
+    import ray
+
     address = "" if os.environ.get("RAY_ADDRESS") else compute.address
     attach = bool(address or os.environ.get("RAY_ADDRESS"))
     with contextlib.ExitStack() as stack:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,11 +34,8 @@ def _check_workers(study: Study, findings: Findings) -> None:
     from medray.runtime import cluster
 
     compute = study.compute
-    address = os.environ.get("RAY_ADDRESS") or compute.address
-    if address:
+    if compute.address or os.environ.get("RAY_ADDRESS"):
         try:
-            if not _answers(address):
-                raise ComputeError(f"no Ray cluster answers at {address}")
             with cluster(compute) as found:
                 cpus, gpus, where = found.num_cpus, found.num_gpus, "the cluster"
         except ComputeError as error:
@@ -57,18 +53,6 @@ def _check_workers(study: Study, findings: Findings) -> None:
     elif compute.workers * max(1, compute.threads) > cpus:
         what = f"{compute.workers} workers of {max(1, compute.threads)} threads on {cpus:.0f} CPUs slow each other down"
         findings.mind("compute.workers", what, "Fewer are faster")
-
-
-def _answers(address: str) -> bool:
-    """Whether anything listens there; Ray itself would go on asking for minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        return True  # `auto`, or the address of a Ray client
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 def _cards(study: Study) -> float:

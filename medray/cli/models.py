@@ -31,7 +31,7 @@ def list_(workspace: WorkspaceFolder = None, json: Json = False) -> None:
         found = models(opened(workspace))
         table = Table("model", "stage", "made", "", box=None, pad_edge=False)
         for each in found:
-            table.add_row(str(each), each.stage, f"{each.created.astimezone():%Y-%m-%d %H:%M}", each.card.verdict)
+            table.add_row(str(each), each.stage, f"{each.created.astimezone():%Y-%m-%d %H:%M}", _main(each))
         terminal.show(table if found else "no model yet: `medray run STUDY` makes one")
         terminal.result({"verb": "models list", "digest": None, "path": None, "metrics": {}, "models": found})
 
@@ -61,6 +61,15 @@ def retire(name: Name, note: Note = "", workspace: WorkspaceFolder = None, json:
         from medray import registry
 
         _told(terminal, "retire", registry.retire(opened(workspace), name, note=note))
+
+
+def _main(version: ModelVersion) -> str:
+    """The main metric with its interval."""
+    from medray.metrics import main_metric
+    from medray.report.words import MEANINGS, with_interval
+
+    metric = main_metric(version.signature.task)
+    return f"{MEANINGS[metric][0]} {with_interval(version.card.metrics[metric])}" if version.card.metrics else ""
 
 
 def _told(terminal: Terminal, action: str, version: ModelVersion) -> None:

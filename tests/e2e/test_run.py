@@ -105,8 +105,7 @@ def test_the_same_command_again_makes_nothing_again(again: dict[str, Any], works
     assert again["model"] == "breast-cancer:1"
     for sort in ("tables", "shards", "checkpoints", "scores", "reports"):
         assert len(list((workspace / sort).iterdir())) == 1
-    steps = again["steps"]
-    assert sum(steps[step] for step in ("train", "predict", "evaluate")) < 5
+    assert sum(again["steps"].values()) < 5, "and starts no cluster for it"
 
 
 def test_metrics_have_intervals_and_n_and_a_baseline_beside_them(again: dict[str, Any]) -> None:
