@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from medray.errors import ComputeError
 from medray.study import Compute
@@ -46,6 +46,10 @@ _SETTINGS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "CRITICAL",  # what fails is raised; the log repeats it
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else what a worker prints appears twice
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # three files a trial, which nobody reads
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends a search as it ends all else
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # a search goes on from Optuna's journal, not from Tune's own state
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "OMP_WAIT_POLICY": "passive",  # two spinning threads on busy cores cost 5 to 22 ms a sample, sleeping ones 1.5
 }
 _SMALL_SETTINGS = {
@@ -172,7 +176,7 @@ def watchdog(items: Iterable[Item], what: str, stalled_s: float = STALLED_S) -> 
         stalled_s: how long an item may take to come.
 
     Raises:
-        ComputeError: none came for `stalled_s` seconds.
+        ComputeError: none came for `stalled_s` seconds, or Ray has lost what it ran on.
     """
     arrived: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=16)
     ended = threading.Event()
@@ -207,10 +211,22 @@ def watchdog(items: Iterable[Item], what: str, stalled_s: float = STALLED_S) -> 
             if sort == "end":
                 return
             if sort == "error":
-                raise value
+                _raise(value, what)
             yield value
     finally:
         ended.set()
+
+
+def _raise(error: BaseException, what: str) -> NoReturn:
+    """What a task raised as it is; what happened to its process or node as ours."""
+    from ray.exceptions import RayError, RayTaskError
+
+    if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+        raise ComputeError(
+            f"{what}: Ray has lost a process or node that it ran on ({type(error).__name__}): killed, or out of memory? "
+            "The same command goes on from where this one stopped."
+        ) from error
+    raise error
 
 
 def _probe(address: str) -> None:

@@ -6,6 +6,7 @@ cluster. Every point with MEDRAY_FULL=1.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -234,6 +235,17 @@ def test_a_file_that_comes_between_is_the_last_because_numbers_are_durable(
 # -- on a cluster
 
 
+def descendants(pid: int) -> dict[int, str]:
+    """The command lines of the processes that a process has started, and those that they have."""
+    found: dict[int, str] = {}
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it has ended
+            for child in map(int, children.read_text().split()):
+                found[child] = Path(f"/proc/{child}/cmdline").read_text()
+                found |= descendants(child)
+    return found
+
+
 @pytest.mark.parametrize("commits", [1, 4, 9])
 def test_a_driver_that_is_killed_on_a_cluster_goes_on_to_the_same_table(
     commits: int, first: Run, tmp_path: Path
@@ -264,19 +276,18 @@ def test_a_worker_that_is_killed_costs_nothing(
     first: Run, ray_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray tries its task again; what it had written is purged at the end of the run."""
-    import psutil
-
     root = tmp_path / "workspace"
     killed_pids: list[int] = []
 
     def kill_a_worker(what: str, done: int, total: int) -> None:
         if what == "ingest" and len(killed_pids) < 3:
-            ours = psutil.Process().children(recursive=True)
             # not an agent: the node dies with it
-            workers = [child for child in ours if child.cmdline() and child.cmdline()[0].startswith("ray::MapBatches")]
+            workers = [
+                pid for pid, command in descendants(os.getpid()).items() if command.startswith("ray::MapBatches")
+            ]
             if workers:
-                killed_pids.append(workers[0].pid)
-                workers[0].kill()
+                killed_pids.append(workers[0])
+                os.kill(workers[0], signal.SIGKILL)
 
     monkeypatch.setattr(tasks, "IN_PROCESS_BYTES", -1)
     monkeypatch.setattr(tasks, "MIN_GROUP_BYTES", 1)

@@ -111,6 +111,15 @@ def test_an_error_comes_through_the_watchdog() -> None:
         list(watchdog(breaks(), "scoring"))
 
 
+def test_a_node_that_was_lost_is_named() -> None:
+    def loses() -> Iterator[int]:
+        raise ray.exceptions.LocalRayletDiedError
+        yield 1
+
+    with pytest.raises(ComputeError, match="scoring: Ray has lost a process or node .* \\(LocalRayletDiedError\\)"):
+        list(watchdog(loses(), "scoring"))
+
+
 @pytest.mark.parametrize("named", ["compute", "environment"])
 def test_an_address_where_nobody_answers_is_named(named: str) -> None:
     address = "127.0.0.1:1"
