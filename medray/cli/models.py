@@ -31,7 +31,7 @@ def list_(workspace: WorkspaceFolder = None, json: Json = False) -> None:
         found = models(opened(workspace))
         table = Table("model", "stage", "made", "", box=None, pad_edge=False)
         for each in found:
-            table.add_row(str(each), each.stage, f"{each.created.astimezone():%Y-%m-%d %H:%M}", _main(each))
+            table.add_row(str(each), each.stage, f"{each.created.astimezone():%Y-%m-%d}", _main(each))
         terminal.show(table if found else "no model yet: `medray run STUDY` makes one")
         terminal.result({"verb": "models list", "digest": None, "path": None, "metrics": {}, "models": found})
 
@@ -74,7 +74,7 @@ def _main(version: ModelVersion) -> str:
 
 def _told(terminal: Terminal, action: str, version: ModelVersion) -> None:
     if action == "show":
-        terminal.say(version.model_dump_json(indent=1))
+        _card(terminal, version)
     else:
         terminal.say(f"{version} is {version.stage}")
     metrics = {
@@ -82,6 +82,22 @@ def _told(terminal: Terminal, action: str, version: ModelVersion) -> None:
     }
     facts = {"digest": version.checkpoint, "path": None, "metrics": metrics, "model": version}
     terminal.result({"verb": f"models {action}", **facts})
+
+
+def _card(terminal: Terminal, version: ModelVersion) -> None:
+    card, takes = version.card, version.signature
+    terminal.say(f"{version}, {version.stage}\n{card.what}\n{card.verdict}")
+    for limit in card.limits:
+        terminal.say(f"  mind: {limit}")
+    for name, given in takes.inputs.items():
+        columns = f": {', '.join(given.columns)}" if given.columns else ""
+        terminal.say(f"input    {name}, {given.kind} as {given.format}{columns}")
+    terminal.say(f"output   {', '.join(takes.classes) or takes.target} ({takes.task})")
+    for parent, digest in version.lineage.items():
+        terminal.say(f"made of  {parent} {digest}")
+    for event in version.events:
+        note = f": {event.note}" if event.note else ""
+        terminal.say(f"{event.time:%Y-%m-%d}  {event.what} by {event.who}{note}")
 
 
 def opened(folder: Path | None) -> Workspace:

@@ -42,7 +42,7 @@ def serve(
             terminal.result({"verb": "serve", "digest": None, "path": path, "metrics": {}})
             return
         with verb(study, name, place, block=False, progress=terminal.progress) as deployment:
-            terminal.say(f"{deployment.model}:{deployment.version} answers at {deployment.url} (described at /openapi.json)")
+            terminal.say(f"{deployment.model}:{deployment.version} answers at {deployment.url} (see /openapi.json)")
             terminal.say(f"token    {shown(deployment.token_path)}\naudit    {shown(deployment.audit_path)}")
             facts = {"url": deployment.url, "model": f"{deployment.model}:{deployment.version}"}
             terminal.result({"verb": "serve", "digest": None, "path": deployment.token_path, "metrics": {}, **facts})

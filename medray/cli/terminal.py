@@ -15,7 +15,6 @@ import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -147,17 +146,18 @@ class _Redrawn:
                 SpinnerColumn(),
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
-                MofNCompleteColumn(),
+                TextColumn("{task.fields[so_far]}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 console=self.console,
                 transient=True,
             )
-            self.bar.add_task(what, total=None)
+            self.bar.add_task(what, total=None, so_far="")
             self.bar.start()
             self.since = time.monotonic()
         self.what = what
-        self.bar.update(self.bar.task_ids[0], description=what, completed=done, total=total or None)
+        so_far = f"{done:,} of {total:,}" if total else f"{done:,}" if done else ""
+        self.bar.update(self.bar.task_ids[0], description=what, completed=done, total=total or None, so_far=so_far)
 
     def close(self) -> None:
         if self.bar is not None:

@@ -80,6 +80,8 @@ def ingest(
                 terminal.show(f"  {source}: {count:,} x {reason}")
         for split, subjects in done.splits.items():
             terminal.show(f"{split.replace('_', ' '):15}{subjects:>10,} subjects")
+        for source in done.own_subject:
+            terminal.show(f"  {source} names no subject: each record counts as its own")
         for source, columns in done.dropped.items():
             for column, reason in columns.items():
                 terminal.show(f"  {source}.{column} is left out: {reason}")

@@ -128,6 +128,21 @@ def test_nothing_that_was_ingested_lies_there_in_clear_text(again: dict[str, Any
             assert not [number for number in numbers if number in content], path
 
 
+def test_the_model_is_listed_with_its_main_metric_and_shown_with_its_card(
+    again: dict[str, Any], workspace: Path
+) -> None:
+    listed = medray("models", "list", "--workspace", workspace)
+    assert f"AUROC {again['metrics']['auroc']['value']:.3f} (" in listed.stdout
+    card = medray("models", "show", "breast-cancer", "--workspace", workspace).stdout
+    for said in (
+        "Predicts nuclei.diagnosis",
+        "mind: ",
+        "input    nuclei, table as csv: mean_radius",
+        "made of  checkpoint",
+    ):
+        assert said in card
+
+
 @pytest.fixture(scope="module")
 def service(again: dict[str, Any], workspace: Path) -> Iterator[dict[str, Any]]:
     del again

@@ -141,7 +141,7 @@ def test_progress_on_a_terminal_is_redrawn_and_leaves_a_line_for_each_step() -> 
     shown = os.read(primary, 1 << 16).decode()
     os.close(primary)
     left = [line.rsplit("\r", 1)[-1] for line in shown.split("\r\n")]
-    assert any("4/4" in line for line in shown.split("\r"))
+    assert any("4 of 4" in line for line in shown.split("\r"))
     assert any("sealing rows" in line and " s" in line for line in left)
 
 
