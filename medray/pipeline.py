@@ -1,4 +1,7 @@
-"""Run: ingest -> train -> predict -> evaluate -> register, from raw files to a model version with its report."""
+"""Run: ingest -> tune -> train -> predict -> evaluate -> register, from raw files to a model version with its report.
+
+A study without a `tune` section is trained as it is written.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from medray.registry import ModelVersion, register
 from medray.runtime import Progress, one_cluster, quiet
 from medray.study import Study
 from medray.train import train
+from medray.tune import Tuning, tune
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,12 @@ class RunResult:
     """What a run leaves: one artifact a step.
 
     Attributes:
+        tuning: None where the study has no `tune` section; else its best study is what the later steps are about.
         seconds: wall time of each step, by its name; near zero where the artifact was there.
     """
 
     ingested: Ingested
+    tuning: Tuning | None
     checkpoint: Checkpoint
     scores: Scores
     evaluation: Evaluation
@@ -47,16 +53,19 @@ def run(
         MedrayError: what `check` finds, before anything runs; else what the failing step says.
     """
     workspace = workspace or Workspace.of(study)
-    steps = _Steps(progress, "check", "ingest", "train", "predict", "evaluate", "register")
+    searches = ["tune"] if study.tune else []
+    steps = _Steps(progress, "check", "ingest", *searches, "train", "predict", "evaluate", "register")
     check(study, workspace.root, progress=steps.next()).raise_failures()
     with one_cluster():  # none is started where everything is complete
         ingested = ingest(study, workspace, force=force, progress=steps.next())
-        checkpoint = train(study, workspace, force=force, progress=steps.next())
-        scores = predict(study, workspace, force=force, progress=steps.next())
-        evaluation = evaluate(study, workspace, force=force, progress=steps.next())
+        tuning = tune(study, workspace, force=force, progress=steps.next()) if study.tune else None
+        best = tuning.best if tuning else study
+        checkpoint = train(best, workspace, force=force, progress=steps.next())
+        scores = predict(best, workspace, force=force, progress=steps.next())
+        evaluation = evaluate(best, workspace, force=force, progress=steps.next())
         steps.next()
         version = register(workspace, checkpoint, evaluation)
-    return RunResult(ingested, checkpoint, scores, evaluation, version, steps.end())
+    return RunResult(ingested, tuning, checkpoint, scores, evaluation, version, steps.end())
 
 
 class _Steps:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +14,7 @@ from medray.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from medray.report import Report
+    from medray.tune import Tuning
 
 
 def run(
@@ -21,7 +24,7 @@ def run(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Run a study: ingest, train, predict, evaluate, register."""
+    """Run a study: ingest, tune, train, predict, evaluate, register."""
     with Terminal(as_json=json) as terminal:
         from medray.pipeline import run as verb
 
@@ -126,6 +129,44 @@ def train(
         )
 
 
+def tune(
+    study: StudyFile,
+    changes: Changes = [],  # noqa: B006
+    workspace: WorkspaceFolder = None,
+    write: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write the best study here; beside STUDY, say.", show_default=False),
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Search what the study's section `tune` names; write the best study.
+
+    Goes on where a search was cut off.
+    """
+    with Terminal(as_json=json) as terminal:
+        from medray.tune import tune as verb
+
+        loaded = load(study, changes)
+        place = workspace_of(loaded, workspace)
+        done = verb(loaded, place, force=force, progress=terminal.progress)
+        if write is not None:
+            done.write(write)
+        path = write or done.path
+        terminal.show(trials_table(done))
+        terminal.show(f"\nstudy    {shown(path)}\nnext     medray run {shown(path)} --workspace {shown(place.root)}")
+        terminal.result(
+            {
+                "verb": "tune",
+                "digest": done.digest,
+                "path": path,
+                "metrics": {"tuning_loss": done.value, f"tuning_{done.metric_name}": done.metric},
+                "best": done.best_values,
+                "trials": [asdict(trial) for trial in done.trials],
+            }
+        )
+
+
 def predict(
     study: StudyFile,
     changes: Changes = [],  # noqa: B006
@@ -168,6 +209,22 @@ def evaluate(
                 "metrics": metrics_of(done.report),
             }
         )
+
+
+def trials_table(tuning: Tuning) -> Any:
+    """The trials of a search, the best first, those that failed last."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("tuning loss", tuning.metric_name.upper(), "epochs", "seconds", box=None, pad_edge=False)
+    for path in tuning.best_values:
+        table.add_column(path)
+    for trial in sorted(tuning.trials, key=lambda trial: math.inf if trial.value is None else trial.value):
+        loss = "failed" if trial.value is None else f"{trial.value:.4g}"
+        metric = "" if trial.metric is None else f"{trial.metric:.4g}"
+        values = [f"{value:.4g}" if isinstance(value, float) else escape(str(value)) for value in trial.values.values()]
+        table.add_row(loss, metric, f"{trial.epochs}", f"{trial.seconds:.1f}", *values)
+    return table
 
 
 def metrics_of(report: Report) -> dict[str, Any]:
