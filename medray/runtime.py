@@ -223,8 +223,8 @@ def _raise(error: BaseException, what: str) -> NoReturn:
 
     if isinstance(error, RayError) and not isinstance(error, RayTaskError):
         raise ComputeError(
-            f"{what}: Ray has lost a process or node that it ran on ({type(error).__name__}): killed, or out of memory? "
-            "The same command goes on from where this one stopped."
+            f"{what}: Ray has lost a process or node that it ran on ({type(error).__name__}): killed, or no memory "
+            "left. The same command goes on from where this one stopped."
         ) from error
     raise error
 

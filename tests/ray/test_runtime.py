@@ -116,7 +116,7 @@ def test_a_node_that_was_lost_is_named() -> None:
         raise ray.exceptions.LocalRayletDiedError
         yield 1
 
-    with pytest.raises(ComputeError, match="scoring: Ray has lost a process or node .* \\(LocalRayletDiedError\\)"):
+    with pytest.raises(ComputeError, match=r"scoring: Ray has lost a process or node .* \(LocalRayletDiedError\)"):
         list(watchdog(loses(), "scoring"))
 
 
