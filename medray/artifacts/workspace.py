@@ -74,9 +74,14 @@ class Workspace:
 
 
 def table_digest(study: Study) -> str:
-    """Sixteen hex digits over what decides a table's rows: never over content or target, so that a table can grow."""
+    """Sixteen hex digits over what decides a table's rows: never over content or target, so that a table can grow.
+
+    Where several sources have files and the split is by path, the unit tells whose path.
+    """
     governance = {name: value for name, value in essence(study.governance).items() if name in ROW_FIELDS}
-    return _digest([essence(study.sources), essence(study.cohort.split), governance])
+    several = len(study.sources) > 1 and not isinstance(study.cohort.split.by, str | None)
+    split_source = [study.split_source()] if several else []
+    return _digest([essence(study.sources), essence(study.cohort.split), governance, *split_source])
 
 
 def digest_of(study: Study, sections: Sequence[str], parents: Mapping[str, str]) -> str:

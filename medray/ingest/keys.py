@@ -104,7 +104,8 @@ def as_ids(ids: Sequence[bytes | None]) -> Array:
 def sources_of(study: Study) -> dict[str, Source]:
     """How each source's records are keyed."""
     split = study.cohort.split
-    holder, by = split_source(study)
+    holder, by = study.split_source(), split.by
+    by = by.partition(".")[2] if isinstance(by, str) else by
     return {
         name: Source(
             name,
@@ -116,18 +117,6 @@ def sources_of(study: Study) -> dict[str, Source]:
         )
         for name, reader in study.sources.items()
     }
-
-
-def split_source(study: Study) -> tuple[str, str | PathValue | None]:
-    """The source that holds a published split, and its column or path; a path is that of the unit's files."""
-    by = study.cohort.split.by
-    if isinstance(by, str):
-        source, _, column = by.partition(".")
-        return source, column
-    if isinstance(by, PathValue):
-        unit = study.cohort.unit
-        return (study.cohort.target.column.partition(".")[0] if unit == "subject" else unit), by
-    return "", None
 
 
 def extended(reader: Reader, records: Records, path: str) -> Records:

@@ -190,6 +190,15 @@ class Study(Config):
         """The source that a modality is read from."""
         return self.modalities[modality].of or modality
 
+    def split_source(self) -> str:
+        """The source that holds a published split, empty where there is none; a path is that of the unit's files."""
+        by, unit = self.cohort.split.by, self.cohort.unit
+        if by is None:
+            return ""
+        if isinstance(by, str):
+            return by.partition(".")[0]
+        return unit if unit != "subject" else self.cohort.target.column.partition(".")[0]
+
     def keyed(self, source: str, what: Literal["record", "subject"]) -> bool:
         """Whether a source names its record or its subject."""
         reader: Reader = self.sources[source]

@@ -73,6 +73,14 @@ def test_a_table_is_named_by_what_decides_its_rows(study: Study) -> None:
     assert len(names | {name}) == len(other) + 1
 
 
+def test_a_split_by_path_is_that_of_the_units_files(study: Study) -> None:
+    wards = {"kind": "csv", "path": "wards.csv", "subject": "patient"}
+    several = study.override({"sources.wards": wards, "cohort.split.by": {"path": "/(a|b)/"}})
+    assert table_digest(several) != table_digest(several.override({"cohort.unit": "wards"}))
+    alone = study.override({"cohort.split.by": {"path": "/(a|b)/"}})
+    assert table_digest(alone) == table_digest(alone.override({"cohort.unit": "labs"}))
+
+
 def test_an_artifact_is_named_by_its_sections_and_its_parents(study: Study) -> None:
     name = digest_of(study, ["model", "train"], {"shards": "abc"})
     assert name == digest_of(study.override({"serve.port": 1}), ["model", "train"], {"shards": "abc"})
