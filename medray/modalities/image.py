@@ -119,14 +119,17 @@ class Image(Modality):
         heat = (heat / max(float(heat.max()), 1e-12)).astype(np.float32)
         smooth = Pillow.fromarray(heat).resize((side, side), Pillow.Resampling.BICUBIC)
         heat = np.asarray(smooth).clip(0, 1)
-        steps = np.linspace(0, 1, len(GLOW))
-        colours = np.stack([np.interp(heat, steps, channel) for channel in zip(*GLOW, strict=True)], axis=-1)
-        opacity = (OPACITY * heat)[..., None]
+        # 256 colours looked up: interpolating each of 150,000 pixels takes a third of an answer's time
+        levels, steps = np.linspace(0, 1, 256), np.linspace(0, 1, len(GLOW))
+        table = np.stack([np.interp(levels, steps, channel) for channel in zip(*GLOW, strict=True)], axis=-1)
+        colours = table.astype(np.float32)[np.rint(heat * 255).astype(np.uint8)]
+        opacity = (np.float32(OPACITY) * heat)[..., None]
         core = heat > 0.5
         border = core ^ (core & np.roll(core, 2, 0) & np.roll(core, -2, 0) & np.roll(core, 2, 1) & np.roll(core, -2, 1))
-        blended = np.where(border[..., None], GLOW[-1], image * (1 - opacity) + colours * opacity)
+        blended = image + (colours - image) * opacity
+        blended[border] = GLOW[-1]
         file = io.BytesIO()
-        Pillow.fromarray(np.rint(blended).astype(np.uint8)).save(file, "PNG")
+        Pillow.fromarray(np.rint(blended).astype(np.uint8)).save(file, "PNG", compress_level=1)
         return file.getvalue()
 
     def _square(self, image: Array) -> Array:
