@@ -93,6 +93,7 @@ class Tree:
         own = sum(self.seen[pid][0] for pid in self.living)
         waited = sum(self.seen[pid][1] for pid in self.living)
         ended = sum(seen[0] for pid, seen in self.seen.items() if pid not in self.living)
+        # those that ended were mostly waited for too: the larger of the two sums holds nearly all of the other
         return (own + max(waited, ended)) / TICKS
 
 
