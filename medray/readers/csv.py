@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
+import io
 import random
+import sys
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, ClassVar
+
+from pydantic import AfterValidator
 
 from medray import limits
 from medray.errors import ReadError
-from medray.readers import Reader, Records
+from medray.readers import Reader, Records, parsing
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from medray.synthetic import Persona
 
 CHUNK_BYTES = 8 << 20  # a few big Arrow batches beat many small ones
 SNIFF_BYTES = 64 << 10
+MAX_HEADER_BYTES = 4 << 20
+SNIFF_ROWS = 50
+MAX_COLUMNS = 1 << 16
+DELIMITERS = ",;\t|"
+UNREADABLE = "\ufffd"  # stands for what does not fit the encoding
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+def _known(encoding: str) -> str:
+    try:
+        codecs.lookup(encoding)
+    except LookupError as error:
+        raise ValueError(
+            f"'{encoding}' is no encoding that Python knows; utf-8, latin-1 and cp1252 are usual"
+        ) from error
+    return encoding
 
 
 class Csv(Reader):
@@ -27,7 +53,7 @@ class Csv(Reader):
         header: names of the columns, for a file without a header line.
         missing: what stands for a missing cell, beside an empty one.
         delimiter: one character; found out from the file where it is not given.
-        encoding: of the text; `utf-8` (a byte-order mark is skipped) unless given.
+        encoding: of the text; `utf-8`, or `utf-16` where a byte-order mark says so, unless given.
     """
 
     modality: ClassVar[str] = "table"
@@ -36,36 +62,82 @@ class Csv(Reader):
     header: tuple[str, ...] = ()
     missing: tuple[str, ...] = ("", "?", "NA", "N/A", "NaN", "nan", "NULL", "null", "None")
     delimiter: str = ""
-    encoding: str = "utf-8"
+    encoding: Annotated[str, AfterValidator(_known)] = "utf-8"
 
     def read(self, path: Path, *, assets: bool = True) -> Iterator[Records]:
-        """Rows in chunks, every cell as text."""
+        """Rows in chunks, every cell as text; a row is bad that has other cells than the header, or unreadable bytes.
+
+        Raises:
+            ReadError: not delimited text, two columns of one name, cut, or over a budget.
+        """
         del assets
+        with parsing(path, "not readable as delimited text"):
+            size = limits.check_file(path)
+            file = path.open("rb")
+        with file:
+            with parsing(path, "not readable as delimited text"):
+                text = _Text(path, file, size, self.encoding)
+                head = text.head()
+                delimiter = self.delimiter or _sniff(path, head)
+                names, lines = (list(self.header), 0) if self.header else _header(head, delimiter)
+                if len(names) > MAX_COLUMNS:
+                    raise ReadError(path, f"{len(names):,} columns are over the budget of {MAX_COLUMNS:,}")
+                if len(set(names)) != len(names):
+                    raise ReadError(path, "two columns have the same name in the header line")
+            try:
+                yield from self._rows(path, text, delimiter, names, lines)
+            except GeneratorExit:  # whoever reads has seen enough
+                _let_go(text)
+                raise
+            _let_go(text)
+
+    def _rows(self, path: Path, text: _Text, delimiter: str, names: list[str], lines: int) -> Iterator[Records]:
+        """The rows below the header; one chunk is held back, for only the end shows whether its last row is whole."""
+        import pyarrow as pa
+
+        bad: list[int] = []
+        with parsing(path, "not readable as delimited text"), _short_rows(path):
+            chunks = self._open(text, delimiter, names, lines, bad)
+        start, reported = 0, 0
+        waiting: Records | None = None
+        while True:
+            with parsing(path, "not readable as delimited text"):
+                with _short_rows(path):
+                    batch = next(chunks, None)
+                fresh, reported = bad[reported:], len(bad)
+                records = None
+                if batch is not None or fresh:
+                    cells = pa.table({name: [] for name in names}) if batch is None else pa.Table.from_batches([batch])
+                    rows = _numbered(start, cells.num_rows, set(fresh))
+                    start = max([start, *(row + 1 for row in rows[-1:]), *(row + 1 for row in fresh)])
+                    reason = f"the row does not have the {len(names)} cells of the header"
+                    records = Records(cells, rows, bad=[(row, reason) for row in fresh])
+                    records = _without_unreadable(records, self.encoding) if text.unreadable else records
+            if waiting is not None:
+                yield _without_open_quote(waiting) if batch is None and text.num_quotes % 2 else waiting
+            waiting = records
+            if batch is None:
+                break
+        if waiting is not None:
+            yield waiting
+
+    def _open(
+        self, text: _Text, delimiter: str, names: list[str], lines: int, bad: list[int]
+    ) -> Iterator[pa.RecordBatch]:
+        """Arrow's batches; the 0-based numbers of rows that do not fit go to `bad`."""
         import pyarrow as pa
         from pyarrow import csv as arrow_csv
 
-        limits.check_file(path)
-        head = self._head(path)
-        delimiter = self.delimiter or _sniff(path, head)
-        names = list(self.header) or next(csv.reader(head.splitlines(), delimiter=delimiter))
-        if len(set(names)) != len(names):
-            raise ReadError(path, "two columns have the same name in the header line")
-        bad: list[int] = []
-
         def keep_apart(row: Any) -> str:
-            bad.append(row.number - 1 - (0 if self.header else 1))  # 1-based line, header line included
+            bad.append(row.number - 1 - lines)  # 1-based, header lines included
             return "skip"
 
-        try:
-            chunks = arrow_csv.open_csv(
-                path,
+        chunks: Iterator[pa.RecordBatch] = iter(
+            arrow_csv.open_csv(
+                text,
                 # use_threads=False: only then does Arrow number the invalid rows
                 read_options=arrow_csv.ReadOptions(
-                    use_threads=False,
-                    block_size=CHUNK_BYTES,
-                    column_names=names,
-                    skip_rows=0 if self.header else 1,
-                    encoding=self.encoding,
+                    use_threads=False, block_size=CHUNK_BYTES, column_names=names, skip_rows=lines
                 ),
                 parse_options=arrow_csv.ParseOptions(
                     delimiter=delimiter, newlines_in_values=True, invalid_row_handler=keep_apart
@@ -77,30 +149,8 @@ class Csv(Reader):
                     quoted_strings_can_be_null=True,
                 ),
             )
-            start, reported = 0, 0
-            for batch in chunks:
-                fresh = bad[reported:]
-                reported = len(bad)
-                rows = _numbered(start, batch.num_rows, set(fresh))
-                start = max([start, *(row + 1 for row in rows[-1:]), *(row + 1 for row in fresh)])
-                columns = pa.Table.from_batches([batch])
-                reason = f"the row does not have the {len(names)} cells of the header"
-                yield Records(columns, rows, bad=[(row, reason) for row in fresh])
-        except (pa.ArrowInvalid, UnicodeDecodeError, OSError, EOFError) as error:
-            raise ReadError(path, f"not readable as delimited text ({type(error).__name__})") from error
-
-    def _head(self, path: Path) -> str:
-        try:
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-                raw = file.read(SNIFF_BYTES)
-        except (OSError, EOFError) as error:
-            raise ReadError(path, f"not readable ({type(error).__name__})") from error
-        if b"\0" in raw:
-            raise ReadError(path, "holds NUL bytes: not delimited text")
-        text = raw.decode(self.encoding, errors="ignore").removeprefix("\ufeff")
-        if not text.strip():
-            raise ReadError(path, "holds no rows")
-        return text
+        )
+        return chunks
 
     @classmethod
     def synthesize(cls, folder: Path, personas: Sequence[Persona], seed: int) -> None:
@@ -117,7 +167,7 @@ class Csv(Reader):
                     continue
                 severity = persona.table_cause
                 cells: list[object] = [
-                    persona.patient_id,
+                    persona.mrn,
                     persona.name,
                     persona.birth_date,
                     persona.sex,
@@ -135,19 +185,158 @@ class Csv(Reader):
                 writer.writerow(cells)
 
 
+def _let_go(text: _Text) -> None:
+    """Wait until no thread of Arrow's holds the file: one that lets go of it while Python ends aborts the process."""
+    until = time.monotonic() + 1
+    while sys.getrefcount(text) > 3 and time.monotonic() < until:  # the caller's, this function's, the argument's own
+        time.sleep(0.001)
+
+
+@contextmanager
+def _short_rows(path: Path) -> Iterator[None]:
+    """Arrow's words for a row that does not end within a block, in ours."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        if "straddling" not in str(error):
+            raise
+        limit = f"{CHUNK_BYTES >> 20} MiB"
+        raise ReadError(path, f"a row is longer than {limit}: is a quote not closed?") from None
+
+
+class _Text(io.RawIOBase):
+    """A file as UTF-8, inflated within the budget; what does not fit its encoding is replaced, and that is noted."""
+
+    def __init__(self, path: Path, file: BinaryIO, size: int, encoding: str) -> None:
+        self.path, self.size = path, size
+        magic = file.read(4)
+        file.seek(0)
+        self.inflates = magic.startswith(GZIP_MAGIC)
+        self.source: Any = gzip.GzipFile(fileobj=file) if self.inflates else file
+        self.num_bytes = self.num_quotes = 0
+        self.unreadable = False
+        self.waiting = self._take(SNIFF_BYTES)
+        marked = self.waiting.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        encoding = "utf-16" if marked and encoding == "utf-8" else encoding
+        self.encoding = codecs.lookup("utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding).name
+        self.decoder = codecs.getincrementaldecoder(self.encoding)("replace")
+        self.waiting = self._decoded(self.waiting)
+
+    def head(self) -> str:
+        """The first lines, which are read again; at least the whole first one."""
+        while b"\n" not in self.waiting.strip() and b"\r" not in self.waiting.strip():
+            if len(self.waiting) > MAX_HEADER_BYTES:
+                raise ReadError(self.path, f"its first line is longer than {MAX_HEADER_BYTES >> 20} MiB")
+            more = self._take(len(self.waiting) or SNIFF_BYTES)
+            self.waiting += self._decoded(more)
+            if not more:
+                break
+        text = self.waiting.decode("utf-8", "replace")
+        if text.count(UNREADABLE) > max(8, len(text) // 100):
+            raise ReadError(self.path, "not text, or of another encoding: name it as `encoding`")
+        if not text.strip():
+            raise ReadError(self.path, "holds no rows")
+        return text
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.waiting:
+            raw = self._take(max(len(buffer), SNIFF_BYTES))
+            self.waiting = self._decoded(raw)
+            if not raw:
+                break
+        count = min(len(buffer), len(self.waiting))
+        buffer[:count] = self.waiting[:count]
+        self.waiting = self.waiting[count:]
+        return count
+
+    def _take(self, count: int) -> bytes:
+        raw: bytes = self.source.read(count)
+        self.num_bytes += len(raw)
+        if self.inflates:
+            limits.check_inflation(self.path, self.size, self.num_bytes)
+        return raw
+
+    def _decoded(self, raw: bytes) -> bytes:
+        """UTF-8 of the next bytes; at the end, of what is left."""
+        if self.encoding == "utf-8" and raw.isascii() and not self.decoder.getstate()[0]:
+            decoded = raw
+        else:
+            text = self.decoder.decode(raw, final=not raw)
+            self.unreadable |= UNREADABLE in text
+            decoded = text.encode("utf-8", "replace")
+        self.num_quotes += decoded.count(b'"')
+        if b"\0" in decoded:
+            self.unreadable = True
+            decoded = decoded.replace(b"\0", UNREADABLE.encode())
+        return decoded
+
+
+def _header(head: str, delimiter: str) -> tuple[list[str], int]:
+    """The names in the first line that is not blank, and how many lines of the file they take."""
+    reader = csv.reader(io.StringIO(head, newline=""), delimiter=delimiter)
+    names = next(row for row in reader if row)
+    return names, reader.line_num
+
+
 def _sniff(path: Path, head: str) -> str:
+    """The delimiter that parts most of the first rows into as many cells as the first, and into most cells."""
     if path.suffixes[:1] == [".tsv"]:
         return "\t"
-    lines = head.splitlines()
-    sample = "\n".join(lines[: max(1, min(len(lines) - 1, 50))])
-    try:
-        return csv.Sniffer().sniff(sample, delimiters=",;\t|").delimiter
-    except csv.Error:
-        return ","
+    found = {}
+    for delimiter in DELIMITERS:
+        counts: list[int] = []
+        try:
+            for row in csv.reader(io.StringIO(head, newline=""), delimiter=delimiter):
+                counts += [len(row)] if row else []
+                if len(counts) == SNIFF_ROWS + 1:
+                    break
+        except csv.Error:
+            continue
+        counts = counts[:-1] if len(counts) > 2 else counts  # the last may be cut
+        cells, times = Counter(counts).most_common(1)[0] if counts else (1, 0)
+        if cells > 1:
+            found[delimiter] = (times / len(counts) * (counts[0] == cells), cells)
+    return max(found, key=lambda delimiter: found[delimiter], default=",")
 
 
-def _numbered(start: int, count: int, skip: set[int]) -> list[int]:
+def _without_unreadable(records: Records, encoding: str) -> Records:
+    """Rows with replaced bytes, as bad ones."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    broken = pa.array([False] * records.columns.num_rows)
+    for column in records.columns.columns:
+        found = pc.fill_null(pc.match_substring(column, UNREADABLE), False).combine_chunks()
+        broken = pc.or_(broken, found)
+    flags = broken.to_pylist()
+    if not any(flags):
+        return records
+    reason = f"the row holds what is no {encoding}: name the file's `encoding`"
+    bad = [(row, reason) for row, is_bad in zip(records.rows, flags, strict=True) if is_bad]
+    rows = [row for row, is_bad in zip(records.rows, flags, strict=True) if not is_bad]
+    return Records(records.columns.filter(pc.invert(broken)), rows, bad=sorted([*records.bad, *bad]))
+
+
+def _without_open_quote(records: Records) -> Records:
+    """The last row as a bad one, if it ran over the end of its line to the end of the file."""
+    if not len(records.rows):
+        return records
+    last = records.columns.column(records.columns.num_columns - 1)[-1].as_py() or ""
+    if "\n" not in last and "\r" not in last:
+        return records
+    bad = [*records.bad, (records.rows[-1], "a quote is not closed: the row goes on to the end of the file")]
+    return Records(records.columns.slice(0, len(records.rows) - 1), records.rows[:-1], bad=bad)
+
+
+def _numbered(start: int, count: int, skip: set[int]) -> Sequence[int]:
     """The row numbers of `count` good rows from `start` on, stepping over the bad ones."""
+    if not skip:
+        return range(start, start + count)
     rows: list[int] = []
     row = start
     while len(rows) < count:
