@@ -177,6 +177,19 @@ def extra_action(table: Table) -> None:
     log(table, 5).write_bytes(log(table, 5).read_bytes() + json.dumps(removal).encode())
 
 
+def extra_action_after_the_head(table: Table) -> None:
+    """As if the writer had been killed before it moved the head, which then cannot tell."""
+    before = (table.folder / "head").read_bytes()
+    table.commit([table.write_part("labs", rows(table, 5))])
+    (table.folder / "head").write_bytes(before)
+    log(table, 6).write_bytes(log(table, 6).read_bytes() + log(table, 5).read_bytes().splitlines()[1])
+
+
+def another_time(table: Table) -> None:
+    said = log(table, 5).read_text()
+    log(table, 5).write_text(said.replace('"timestamp":1', '"timestamp":2'))
+
+
 def foreign_commit(table: Table) -> None:
     from deltalake import DeltaTable, PostCommitHookProperties
     from deltalake.transaction import AddAction
@@ -214,7 +227,8 @@ def part_in_clear(table: Table) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        *(dropped_last, dropped_all, dropped_in_the_middle, replayed_at_the_end, extra_action, foreign_commit),
+        *(dropped_last, dropped_all, dropped_in_the_middle, replayed_at_the_end, foreign_commit),
+        *(extra_action, extra_action_after_the_head, another_time),
         *(head_lost, key_lost, description_lost, part_lost, pack_lost, part_in_clear),
     ],
 )

@@ -213,6 +213,7 @@ def test_a_sealed_file_opens_under_its_own_name_in_its_own_folder_only(tmp_path:
     vault, other = Vault(tmp_path / "scores" / "abc", keyring), Vault(tmp_path / "scores" / "abd", keyring)
     vault.write("scores", b"0.9")
     other.write("scores", b"0.1")
+    assert len({vault.key_for("scores"), vault.key_for("labels"), other.key_for("scores")}) == 3
     assert pickle.loads(pickle.dumps(vault)).read("scores") == b"0.9"  # noqa: S301
     sealed = (vault.folder / "scores").read_bytes()
     (vault.folder / "labels").write_bytes(sealed)
