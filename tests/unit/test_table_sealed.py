@@ -174,7 +174,7 @@ def replayed_at_the_end(table: Table) -> None:
 
 def extra_action(table: Table) -> None:
     removal = {"remove": {"path": table.parts()[0].name, "dataChange": True, "partitionValues": {"source": "labs"}}}
-    log(table, 5).write_bytes(log(table, 5).read_bytes() + json.dumps(removal).encode())
+    log(table, 5).write_bytes(log(table, 5).read_bytes() + b"\n" + json.dumps(removal).encode())
 
 
 def extra_action_after_the_head(table: Table) -> None:
@@ -182,7 +182,7 @@ def extra_action_after_the_head(table: Table) -> None:
     before = (table.folder / "head").read_bytes()
     table.commit([table.write_part("labs", rows(table, 5))])
     (table.folder / "head").write_bytes(before)
-    log(table, 6).write_bytes(log(table, 6).read_bytes() + log(table, 5).read_bytes().splitlines()[1])
+    log(table, 6).write_bytes(log(table, 6).read_bytes() + b"\n" + log(table, 5).read_bytes().splitlines()[1])
 
 
 def another_time(table: Table) -> None:
