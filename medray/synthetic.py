@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-BASE_LOG_ODDS = -3.0  # with CAUSE_LOG_ODDS this gives a prevalence near one half
-CAUSE_LOG_ODDS = 2.5
-CAUSE_RATE = 0.45
+BASE_LOG_ODDS = -2.5  # with CAUSE_LOG_ODDS and CAUSE_RATE this gives a prevalence near one half
+CAUSE_LOG_ODDS = 4.0
+CAUSE_RATE = 0.28
 
 FILM_SIZE = 192  # pixels a side
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -95,7 +95,7 @@ def personas(count: int, seed: int, missing: float = 0.06) -> list[Persona]:
                 film_cause=causes[0],
                 signal_cause=causes[1],
                 table_cause=causes[2],
-                spot=(draw.uniform(0.30, 0.65), side + draw.uniform(-0.06, 0.06), 0.07),
+                spot=(draw.uniform(0.30, 0.65), side + draw.uniform(-0.06, 0.06), 0.08),
                 has_film=draw.random() >= missing,
                 has_signal=draw.random() >= missing,
             )
@@ -152,7 +152,7 @@ def _film(persona: Persona, size: int, draw: np.random.Generator) -> Array:
         film += height * _inside(np.hypot(plain_x - column, plain_y - row), radius, 0.004)
     if persona.film_cause:
         row, column, radius = persona.spot
-        height = float(draw.uniform(700, 900))
+        height = float(draw.uniform(1600, 2000))
         film += height * _inside(np.hypot(plain_x - column, plain_y - row), 0.85 * radius, 0.12 * radius)
     # the side marker, of lead: the brightest thing on the film tells nothing
     film += 3000 * _inside(np.abs(plain_x - 0.91), 0.018, 0.003) * _inside(np.abs(plain_y - 0.08), 0.03, 0.003)
@@ -230,7 +230,7 @@ def _ecg(persona: Persona, rate_hz: int, seconds: int, draw: np.random.Generator
     until = 0.19 * (mean_rr / 0.85) ** 0.5
     plateau = (_inside(since, until, 0.012) * (1 - _inside(since, 0.065, 0.008))).sum(1)
     depressed = np.array([lead in LATERAL for lead in _DRAWN])
-    depth = draw.normal(0, 0.03, size=len(_DRAWN)) - persona.signal_cause * depressed * draw.uniform(0.10, 0.20)
+    depth = draw.normal(0, 0.03, size=len(_DRAWN)) - persona.signal_cause * depressed * draw.uniform(0.18, 0.30)
     drawn += plateau[:, None] * depth
 
     one, two = drawn[:, 0], drawn[:, 1]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import typer
 
-from medray.cli import around, kinds, models, service, verbs
+from medray.cli import around, kinds, models, service, tour, verbs
 
 app = typer.Typer(
     name="medray",
@@ -18,8 +18,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 for _command in (
-    *(around.check, verbs.run, verbs.ingest, verbs.train, verbs.predict, verbs.evaluate),
-    *(service.serve, service.query, around.submit, around.init, kinds.kinds),
+    *(around.check, verbs.run, verbs.ingest, verbs.tune, verbs.train, verbs.predict, verbs.evaluate),
+    *(service.serve, service.query, around.submit, tour.demo, around.init, kinds.kinds),
 ):
     app.command()(_command)
 app.add_typer(models.app, name="models")

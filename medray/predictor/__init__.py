@@ -6,6 +6,7 @@ there: an explained answer costs about what a plain one does.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,18 @@ class Predictor:
         checkpoint = Checkpoint(Path(folder))
         checkpoint.verify()
         return cls(checkpoint, device=device, fast=fast)
+
+    def randomized(self, seed: int = 0) -> Predictor:
+        """The same with the weights that a network starts with: what explains it as well explains nothing.
+
+        The sanity check of Adebayo et al., "Sanity checks for saliency maps", NeurIPS 2018.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = self.study.model.build(self.shapes, self.num_outputs)
+        other = copy.copy(self)
+        other._forward = Forward(network.to(self.device), self._forward.baselines)
+        return other
 
     # ---- records -> stored arrays
 
