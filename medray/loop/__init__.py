@@ -8,6 +8,7 @@ seed, workers, threads and device.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +38,7 @@ Epoch = dict[str, float]
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
 CHECK_STEPS = 50  # between looks at the loss where a look has to wait for a device or for other processes
 JUDGE_ROWS = 256  # of the tuning split at a time
+WARM_UP = 0.05  # share of the epochs in which a cosine schedule's learning rate rises
 TICK_S = 1.0  # between two words about progress within an epoch
 
 
@@ -217,10 +219,21 @@ class _Loop:
         values, present, labels = self._tensors(batch)
         values = inputs.augment(self.setup.modalities, values, self.generator.manual_seed(seed))
         loss = self.objective.loss(self.parallel(values, present), labels)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss.detach()
+
+    def _learning_rate(self) -> float:
+        """Of this step: a function of how far the run is, so that a resumed one needs no state of it."""
+        train = self.setup.train
+        if train.schedule == "constant":
+            return train.learning_rate
+        done = (self.epoch + self.step / self.feed.shape(self.epoch)[0]) / train.epochs
+        rising = min(1.0, (done + 1e-3) / WARM_UP)
+        return train.learning_rate * rising * (1 + math.cos(math.pi * done)) / 2
 
     def _tensors(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         names = self.setup.modalities

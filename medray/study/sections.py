@@ -160,6 +160,8 @@ class Train(Config):
         learning_rate: of Adam. 1e-3: its authors' own.
         weight_decay: decoupled from the gradient (Loshchilov and Hutter 2019).
         patience: epochs without a lower tuning loss before it stops.
+        schedule: of the learning rate: `cosine` rises for 5 % of the epochs and falls to zero at the last (Loshchilov
+            and Hutter 2017), so that the last epochs settle; `constant` leaves it.
         balance: weigh classes by the inverse of their share in train.
         checkpoint_steps: also checkpoint every n steps; 0: at each epoch's end only.
         mix_shards: rows are shuffled within and across this many shards at a time.
@@ -168,6 +170,7 @@ class Train(Config):
     epochs: Annotated[int, Field(ge=1)] = 30
     batch_size: Annotated[int, Field(ge=1)] = 32
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     patience: Annotated[int, Field(ge=1)] = 6
     balance: bool = True
