@@ -50,6 +50,7 @@ _SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends a search as it ends all else
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # a search goes on from Optuna's journal, not from Tune's own state
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # it prints where its folder was, at any verbosity
     "OMP_WAIT_POLICY": "passive",  # two spinning threads on busy cores cost 5 to 22 ms a sample, sleeping ones 1.5
 }
 _SMALL_SETTINGS = {

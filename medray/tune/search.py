@@ -38,7 +38,6 @@ from medray.study import Study
 from medray.study.written import thaw
 from medray.tune import COMPLETE, FAILED, Trial
 
-OVER = (TrialState.COMPLETE, TrialState.FAIL)
 FACTS = "facts"  # the attribute of an Optuna trial that has what `Trial` has
 RESULT = "result.json"
 
@@ -59,25 +58,19 @@ def search(job: Job, journal: Path, machine: Cluster, progress: Progress) -> lis
     Raises:
         MedrayError: what any trial would meet, such as a shard that was changed.
     """
-    tuned = job.study.tune
-    assert tuned is not None  # noqa: S101 - the verb has looked
-    storage = _storage(journal)
-    study = _study(storage)
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state == TrialState.RUNNING:  # when the process was killed: it is asked for again, with its values
-            storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-    finished = len(study.get_trials(deepcopy=False, states=OVER))
-    asking = Asking(study, job.study, finished, progress)
-    if finished < tuned.trials:
-        _run(job, asking, tuned.trials - finished, min(tuned.concurrent, tuned.trials), machine)
+    asking = Asking(job.study, trials_of(journal), progress)
+    if asking.finished < asking.tuned.trials:
+        _run(job, asking, machine)
     if asking.stopped:
         opened(asking.stopped)
-    shutil.rmtree(job.folder, ignore_errors=True)
-    shutil.rmtree(job.folder.with_name("ray"), ignore_errors=True)
-    return [_trial(each) for each in study.get_trials(deepcopy=False, states=OVER)]
+    for name in (job.folder.name, "ray"):
+        shutil.rmtree(journal.with_name(name), ignore_errors=True)
+    return asking.trials()
 
 
-def _run(job: Job, asking: Asking, trials: int, concurrent: int, machine: Cluster) -> None:
+def _run(job: Job, asking: Asking, machine: Cluster) -> None:
+    concurrent = min(asking.tuned.concurrent, asking.tuned.trials)
+
     def share(there: float) -> float:
         return min(1.0, math.floor(1000 * there / concurrent) / 1000)
 
@@ -86,7 +79,7 @@ def _run(job: Job, asking: Asking, trials: int, concurrent: int, machine: Cluste
         ray.tune.with_resources(functools.partial(_work, job, concurrent), resources),
         tune_config=ray.tune.TuneConfig(
             search_alg=asking,
-            num_samples=trials,
+            num_samples=asking.tuned.trials - asking.finished,
             max_concurrent_trials=concurrent,
             reuse_actors=True,  # a process that has imported torch takes the next trial
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -103,28 +96,32 @@ class Asking(Searcher):
     """Optuna, as Tune asks it for values and tells it what came of them.
 
     Args:
+        searched: the study, with a `tune` section.
         study: Optuna's, with the trials there are.
-        of: the study that is searched.
-        finished: trials that are over.
         progress: is told about trials.
     """
 
-    def __init__(self, study: optuna.Study, of: Study, finished: int, progress: Progress) -> None:
+    def __init__(self, searched: Study, study: optuna.Study, progress: Progress) -> None:
         super().__init__()
-        assert of.tune is not None  # noqa: S101 - the verb has looked
-        self.study, self.seed, self.tuned = study, of.seed, of.tune
-        self.space = {path: distribution(dimension) for path, dimension in of.tune.space.items()}
+        assert searched.tune is not None  # noqa: S101 - the verb has looked
+        self.seed, self.tuned, self.study, self.progress = searched.seed, searched.tune, study, progress
+        self.space = {path: distribution(dimension) for path, dimension in self.tuned.space.items()}
         self.under_way: dict[str, optuna.Trial] = {}
-        self.finished, self.progress = finished, progress
+        self.finished = len(self.trials())
         self.stopped = ""  # by what any trial would meet: the error as JSON
-        progress("searching", finished, of.tune.trials)
+        progress("searching", self.finished, self.tuned.trials)
+
+    def trials(self) -> list[Trial]:
+        """Those that are over, in the order in which they began."""
+        over = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+        return [Trial(**told.user_attrs[FACTS]) for told in over]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next trial's values."""
         if self.stopped:
             return cast(dict[str, Any], Searcher.FINISHED)
         # a sampler of its own for each trial: what is drawn depends on the trials before, not on when it was killed
-        number = len(self.study.get_trials(deepcopy=False))
+        number = sum(each.state != TrialState.WAITING for each in self.study.get_trials(deepcopy=False))
         self.study.sampler = optuna.samplers.TPESampler(
             seed=seed_of("trial", self.seed, number) % 2**32, constant_liar=self.tuned.concurrent > 1
         )
@@ -183,28 +180,23 @@ def decoded(params: Mapping[str, Any], space: Mapping[str, Any]) -> dict[str, An
     return {path: json.loads(value) if "choice" in space[path] else value for path, value in params.items()}
 
 
-# ---- what is known of trials
+def trials_of(journal: Path) -> optuna.Study:
+    """The trials in Optuna's journal; those under way when its process was killed will be asked for again, first.
 
-
-def _storage(journal: Path) -> JournalStorage:
-    for left in journal.parent.glob(f"{journal.name}.lock*"):  # by a killed process: the workspace is locked
-        left.unlink()
-    if journal.exists():
-        data = journal.read_bytes()
-        if not data.endswith(b"\n"):  # killed in the middle of a line
-            write_bytes(journal, data[: data.rfind(b"\n") + 1])
-    else:
-        write_bytes(journal, b"")
-    return JournalStorage(JournalFileBackend(str(journal)))
-
-
-def _study(storage: JournalStorage) -> optuna.Study:
+    Args:
+        journal: its file, made where there is none. The caller keeps others from it.
+    """
+    for left in journal.parent.glob(f"{journal.name}.lock*"):
+        left.unlink()  # Optuna's own lock outlives a killed process
+    data = journal.read_bytes() if journal.exists() else b""
+    if not data or not data.endswith(b"\n"):  # killed in the middle of a line
+        write_bytes(journal, data[: data.rfind(b"\n") + 1])
+    storage = JournalStorage(JournalFileBackend(str(journal)))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.create_study(storage=storage, study_name="search", direction="minimize", load_if_exists=True)
-
-
-def _trial(told: optuna.trial.FrozenTrial) -> Trial:
-    return Trial(**told.user_attrs[FACTS])
+    study = optuna.create_study(storage=storage, study_name="search", load_if_exists=True)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+    return study
 
 
 # ---- in the trial's process

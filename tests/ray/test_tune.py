@@ -82,7 +82,9 @@ def test_nothing_is_left_but_the_tuning(tuned: tuple[Study, Workspace, Tuning]) 
     assert set(manifest.parents) == {"shards"}
 
 
-def test_what_is_complete_is_not_searched_again_and_more_trials_go_on(tuned: tuple[Study, Workspace, Tuning]) -> None:
+def test_what_is_complete_is_not_searched_again_and_more_trials_go_on(
+    tuned: tuple[Study, Workspace, Tuning], capfd: pytest.CaptureFixture[str]
+) -> None:
     study, workspace, found = tuned
     told: list[tuple[str, int, int]] = []
     again = tune(study, workspace, progress=lambda *line: told.append(line))
@@ -93,6 +95,7 @@ def test_what_is_complete_is_not_searched_again_and_more_trials_go_on(tuned: tup
     assert len(more.trials) == 5
     assert told[0] == ("searching", 4, 5)
     assert told[-1] == ("searching", 5, 5)
+    assert capfd.readouterr() == ("", ""), "stdout belongs to the command's result"
     assert any(what.startswith("trial 5 of 5: epoch 3, tuning loss ") for what, _, _ in told)
 
 
