@@ -309,7 +309,7 @@ def _reasons(attribution: Mapping[str, Any]) -> str:
         return f"{kind}, most at {attribution['seconds'][curve.index(max(curve))]:.2f} s"
     else:
         return f"{kind}, see {attribution['overlay']}" if "overlay" in attribution else kind
-    return f"{kind}, " + ", ".join(f"{name.strip()}: {value:+.3g}" for name, value in named[:SHOWN])
+    return f"{kind}, " + ", ".join(f"{name.strip()}: {value:+.3g}" for name, value in named[:SHOWN] if value)
 
 
 def _shown(value: Any) -> str:

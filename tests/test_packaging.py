@@ -20,7 +20,7 @@ SOURCES = sorted((ROOT / "medray").rglob("*.py"))
 
 # The private names of Ray that medray uses; Ray's minor version is pinned for them. Where one moves in a newer Ray,
 # a test says so before a user does.
-PRIVATE_RAY: frozenset[str] = frozenset()
+PRIVATE_RAY = frozenset({"ray.serve.context._disconnect"})
 
 # A GPL distribution that Ray requires: `ray[serve]` brings HAProxy as a separate program on Linux. medray neither
 # imports nor starts it (Serve's HAProxy mode stays off), and does not ship it.

@@ -7,7 +7,6 @@ put together by Serve. `build` is what the stock `serve deploy` imports, `write_
 from __future__ import annotations
 
 import contextlib
-import functools
 import http.client
 import logging
 import signal
@@ -286,6 +285,7 @@ def _chosen(study: Study | None, model: str, workspace: Workspace | None) -> tup
 
 def _start(options: Options, host: str, port: int, stack: contextlib.ExitStack, own_cluster: bool) -> None:
     from ray import serve
+    from ray.serve.context import _disconnect
 
     if serve.status().proxies:
         raise ServiceError(
@@ -293,9 +293,13 @@ def _start(options: Options, host: str, port: int, stack: contextlib.ExitStack, 
             "writes one), or end it: serve shutdown"
         )
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    # both let running requests end; a cluster of our own then ends, and Serve with it, a moment sooner and without a
-    # message of Ray's that looks like an error
-    stack.callback(functools.partial(serve.delete, APP) if own_cluster else serve.shutdown)
+    if own_cluster:
+        # let running requests end; Serve then ends with the cluster, sooner than by its own shutdown and without a
+        # message of Ray's that looks like an error. It would take the next cluster of this process for this one.
+        stack.callback(_disconnect)
+        stack.callback(serve.delete, APP)
+    else:
+        stack.callback(serve.shutdown)
     serve.start(proxy_location="HeadOnly", http_options=_http_options(host, port), logging_config=_LOGGING)
     try:
         serve.run(build(options.model_dump()), name=APP, route_prefix="/", logging_config=_LOGGING)

@@ -216,4 +216,4 @@ def _coarse(values: Array, most: int, *, sums: bool = False) -> Array:
 
 
 def _rounded(value: Any) -> float:
-    return float(f"{float(value):.4g}")
+    return float(f"{float(value):.4g}") + 0.0  # no minus zero

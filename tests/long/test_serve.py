@@ -126,6 +126,26 @@ def test_the_command_serves_until_it_is_asked_to_stop(tmp_path: Path, ask: signa
         Client(said["url"], "x").models()
 
 
+TWICE = """
+import sys
+from medray.query import Client
+from medray.serve import serve
+from medray.study import Study
+for _ in range(2):
+    with serve(Study.load(sys.argv[1]), block=False) as deployment:
+        print(Client(deployment.url, deployment.token_path.read_text()).models()[0]["name"], flush=True)
+"""
+
+
+def test_a_notebook_can_serve_again(tmp_path: Path) -> None:
+    _, path = approved(tmp_path, port=0)
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE, str(path)], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.stdout.split() == ["labs", "labs"], done.stderr
+    assert not done.stderr
+
+
 def _values(folder: Path) -> Path:
     path = folder / "labs.json"
     path.write_text(json.dumps(LABS))
