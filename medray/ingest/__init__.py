@@ -255,10 +255,11 @@ def _reasons(table: Table) -> dict[str, dict[str, int]]:
 def _summary(study: Study, table: Table, changes: Changes, unknown: Mapping[str, set[str]], seconds: float) -> Ingested:
     """What a person wants to know of the table."""
     description = table.describe()
-    splits: dict[str, str] = {}
-    for source in study.sources:
-        rows = table.read(source, columns=[SUBJECT_ID, SPLIT])
-        splits |= dict(zip(rows.column(SUBJECT_ID).to_pylist(), rows.column(SPLIT).to_pylist(), strict=True))
+    splits: Counter[str] = Counter()
+    for bucket in range(description.num_buckets if description else 0):  # a subject is in one: memory stays flat
+        read = [table.read(name, buckets=[bucket], columns=[SUBJECT_ID, SPLIT]) for name in study.sources]
+        subjects = pa.concat_tables(read).group_by([SUBJECT_ID, SPLIT]).aggregate([])
+        splits.update(subjects.column(SPLIT).to_pylist())
     dropped = {name: dict(columns) for name, columns in description.dropped.items()} if description else {}
     for source, columns in unknown.items():
         late = dict.fromkeys(sorted(columns), "not among the columns that the first ingest fixed")
@@ -271,12 +272,12 @@ def _summary(study: Study, table: Table, changes: Changes, unknown: Mapping[str,
     return Ingested(
         table=table,
         records=sum(part.rows for part in table.parts() if part.source in study.sources),
-        subjects=len(splits),
+        subjects=splits.total(),
         new_files=len(changes.new),
         changed_files=len(changes.changed) + len(changes.again),
         vanished_files=len(changes.vanished),
         quarantined=_reasons(table),
-        splits=dict(Counter(splits.values())),
+        splits=dict(splits),
         dropped={name: columns for name, columns in dropped.items() if columns},
         own_subject=[name for name in study.sources if not study.keyed(name, "subject")],
         seconds=seconds,

@@ -63,8 +63,9 @@ class Source:
 
     def only_by_path(self) -> bool:
         """Whether the path tells record, subject and split, so that no file need be opened for them."""
+        named = self.names_record or self.subject is not None  # else the rows are the subjects
         values = [value for value in (self.reader.record, self.subject, self.by) if value is not None]
-        return self.names_record and all(isinstance(part, PathValue) for value in values for part in parts(value))
+        return named and all(isinstance(part, PathValue) for value in values for part in parts(value))
 
 
 @dataclass

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
+COUNT_BYTES = 8 << 20  # of columns that are counted together
+
+
 @dataclass
 class Keys:
     """The keys of a source's rows, in no order.
@@ -74,7 +77,7 @@ def survey(plan: Plan, group: Mapping[str, Any]) -> dict[str, Any]:
     """
     source = plan.sources[group["source"]]
     pseudonyms = plan.pseudonyms()
-    facts: dict[str, Facts] = {}
+    counted = Counted(source, pseudonyms)
     found: list[tuple[int, bytes, bytes, int]] = []
     num_files, num_rows = 0, 0
     for number, path, _ in group["files"]:
@@ -85,7 +88,7 @@ def survey(plan: Plan, group: Mapping[str, Any]) -> dict[str, Any]:
         try:
             for records in _records(source, path, group["open"]):
                 if group["types"]:
-                    _count(source, records, facts, pseudonyms)
+                    counted.add(records)
                 if group["keys"]:
                     keys += _keys(source, records, number, path, pseudonyms)
                 rows += len(records.rows) + len(records.bad)
@@ -100,7 +103,7 @@ def survey(plan: Plan, group: Mapping[str, Any]) -> dict[str, Any]:
         "order": group["files"][0][0],
         "files": num_files,
         "rows": num_rows,
-        "facts": {name: asdict(fact) for name, fact in facts.items()},
+        "facts": {name: asdict(fact) for name, fact in counted.facts().items()},
     }
     if group["keys"]:
         positions, records_, subjects, codes = zip(*found, strict=True) if found else ((), (), (), ())
@@ -191,12 +194,37 @@ def _keys(
     ]
 
 
-def _count(source: Source, records: Records, facts: dict[str, Facts], pseudonyms: Pseudonyms) -> None:
-    """Add what the columns of some rows hold; keys are no columns."""
-    keys = source.reader.record_names()
-    for name in records.columns.column_names:
-        if name not in keys:
-            facts.setdefault(name, Facts()).add(_fact(name, records.columns.column(name), pseudonyms))
+class Counted:
+    """What the columns of some files hold. Rows are put together before they are counted: many files have one row."""
+
+    def __init__(self, source: Source, pseudonyms: Pseudonyms) -> None:
+        self._keys = source.reader.record_names()  # keys are no columns
+        self._pseudonyms = pseudonyms
+        self._facts: dict[str, Facts] = {}
+        self._waiting: list[pa.Table] = []
+        self._bytes = 0
+
+    def add(self, records: Records) -> None:
+        """Some rows."""
+        columns = [name for name in records.columns.column_names if name not in self._keys]
+        if columns:
+            self._waiting.append(records.columns.select(columns))
+            self._bytes += self._waiting[-1].nbytes
+        if self._bytes > COUNT_BYTES:
+            self._count()
+
+    def facts(self) -> dict[str, Facts]:
+        """By column."""
+        self._count()
+        return self._facts
+
+    def _count(self) -> None:
+        if self._waiting:
+            rows = pa.concat_tables(self._waiting, promote_options="permissive").combine_chunks()
+            for name in rows.column_names:
+                fact = _fact(name, rows.column(name), self._pseudonyms)
+                self._facts.setdefault(name, Facts()).add(fact)
+        self._waiting, self._bytes = [], 0
 
 
 def _fact(name: str, column: pa.ChunkedArray, pseudonyms: Pseudonyms) -> Facts:

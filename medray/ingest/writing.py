@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 PART_BYTES = 64 << 20  # of columns in memory before they are written
-PART_ROWS = 200_000  # likewise: keys are Python objects
+PART_ROWS = 100_000  # likewise: keys are Python objects
 DUPLICATE = "duplicate: another row has its record key"
 UNMATCHED = "no subject: '{owner}' has no record of its key"
 FILE_COLUMNS = {"size": pa.int64(), "modified_ns": pa.int64(), "digest": pa.string(), "rows": pa.int64(),
