@@ -213,7 +213,7 @@ def _train_together(job: Job) -> str:
 
 def _work(job: Job, rank: int, world: int, local_world: int, report: Callable[[Epoch], None]) -> str:
     """The loop in one process; rank 0 leaves weights and baseline. JSON, of an error too: Ray would try it again."""
-    # on a cluster that others have started; read when torch is loaded. Spinning threads on busy cores cost four times the CPU
+    # for a cluster that others have started; read when torch is loaded. Threads that spin cost four times the CPU
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from medray.loop import Setup, fit
 

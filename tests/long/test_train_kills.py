@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import signal
 import threading
 import time
@@ -16,7 +17,6 @@ import torch
 
 from medray.artifacts.checkpoint import Checkpoint
 from medray.artifacts.workspace import Workspace
-from medray.batches import locate
 from medray.runtime import Cluster
 from medray.study import Study
 from medray.train import train
@@ -100,14 +100,14 @@ def test_killed_training_ends_by_itself_with_the_weights_of_an_undisturbed_run(
     undisturbed = train(study, workspace)
     steps = undisturbed.manifest.facts["steps"]
     assert steps > 10 * INTERVAL
-    kept = undisturbed.folder.with_name("undisturbed")
-    undisturbed.folder.rename(kept)
+    kept = tmp_path / "undisturbed" / undisturbed.folder.name
+    shutil.copytree(undisturbed.folder, kept)
 
     runs = {1: 7, 2: 3}[workers] if FULL else {1: 2, 2: 1}[workers]
     kills: list[Any] = []
     for number in range(runs):
         points = sorted(draw.sample(range(INTERVAL, steps - 3 * INTERVAL), 3 if workers == 1 else 2))
-        folder = workspace.checkpoint(study, locate(study, workspace)).folder
+        folder = undisturbed.folder
         killer = Killer(folder, workers, points, draw)
         killer.start()
         began = time.monotonic()
