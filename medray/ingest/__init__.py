@@ -20,7 +20,7 @@ from medray.artifacts import Workspace
 from medray.artifacts.table import Part, Table
 from medray.errors import DataError
 from medray.ingest import plan as tasks
-from medray.ingest.files import NUMBERS, Changes, File, compare, discover, index
+from medray.ingest.files import NUMBERS, Changes, File, compare, discover
 from medray.ingest.keys import sources_of
 from medray.ingest.plan import Plan
 from medray.ingest.preparing import Prepared, prepare
@@ -174,7 +174,7 @@ class Run:
     def _count_stored(self) -> None:
         """Start from what the table has of files that stay."""
         replaced = self.changes.replaced
-        for received in index(self.table).values():
+        for received in self.changes.known.values():
             if received.file_id not in replaced:
                 self.good[received.source] += received.rows
         for source, file_id in _quarantined(self.table):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -194,6 +195,11 @@ def compare(
     return changes
 
 
+def shown(path: str) -> str:
+    """A path as it is matched and stored; bytes of a name that are not UTF-8 are written as backslash escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def digest_of(reader: Reader, path: Path) -> str:
     """SHA-256 over a file and its companions; empty where one cannot be read, which equals nothing received."""
     try:
@@ -234,7 +240,7 @@ def _is_data(path: Path, root: Path, workspace: Path) -> bool:
 def _file(source: str, reader: Reader, root: Path, path: Path, pseudonyms: Pseudonyms) -> File:
     relative = path.relative_to(root).as_posix()
     size, modified_ns = state_of(reader, path)
-    return File(source, relative, size, modified_ns, pseudonyms.file(source, relative).hex())
+    return File(source, relative, size, modified_ns, pseudonyms.file(source, shown(relative)).hex())
 
 
 def _numbers(table: Table) -> dict[str, int]:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from medray.errors import ReadError
 from medray.governance.deidentify import SKETCH, Facts, Pseudonyms, names_a_number, reason_to_drop
+from medray.ingest.files import shown
 from medray.ingest.keys import CODES, ID_TYPE, Source, as_ids, choose, extended, keys_of
 from medray.ingest.plan import Plan, from_text, to_text
 from medray.inputs import count_kinds, kind_of, typed
@@ -80,13 +81,14 @@ def survey(plan: Plan, group: Mapping[str, Any]) -> dict[str, Any]:
     counted = Counted(source, pseudonyms)
     found: list[tuple[int, bytes, bytes, int]] = []
     num_files, num_rows = 0, 0
-    for number, path, _ in group["files"]:
+    for number, name, _ in group["files"]:
+        path = shown(name)
         if source.missing_in_path(path):
             continue
         keys: list[tuple[int, bytes, bytes, int]] = []
         rows = 0
         try:
-            for records in _records(source, path, group["open"]):
+            for records in _records(source, name, path, group["open"]):
                 if group["types"]:
                     counted.add(records)
                 if group["keys"]:
@@ -164,11 +166,11 @@ def described(
     return columns, dropped
 
 
-def _records(source: Source, path: str, opened: bool) -> Iterable[Records]:
+def _records(source: Source, name: str, path: str, opened: bool) -> Iterable[Records]:
     if not opened:
         yield Records(pa.table({}), [0])
         return
-    for records in source.reader.read(source.root / path, assets=False):
+    for records in source.reader.read(source.root / name, assets=False):
         yield extended(source.reader, records, path)
 
 

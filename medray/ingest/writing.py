@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from medray.artifacts.table import PackWriter, Part
 from medray.errors import ReadError
 from medray.governance.deidentify import cap_ages, shift_dates, shifts
 from medray.ingest.decide import CODE
-from medray.ingest.files import digest_of, state_of
+from medray.ingest.files import digest_of, shown, state_of
 from medray.ingest.keys import CODES, Keyed, as_ids, choose, extended, keys_of
 from medray.ingest.plan import Plan
 from medray.inputs import typed
@@ -151,7 +151,7 @@ class Writer:
 
     def receive(self, file: FileRef) -> None:
         """One file. A file that breaks off is in the quarantine as a whole: its last rows may be cut."""
-        path = self.source.root / file.path
+        path, file = self.source.root / file.path, replace(file, path=shown(file.path))
         size, modified_ns = state_of(self.source.reader, path)
         self.received.append(
             {"file": file, "size": size, "modified_ns": modified_ns, "digest": digest_of(self.source.reader, path)}

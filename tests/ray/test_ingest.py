@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from medray.errors import DataError
+from medray.errors import DataError, StudyError
 from medray.ingest import plan as tasks
 from medray.runtime import Cluster
 from medray.study import Study
@@ -73,6 +73,12 @@ def test_what_a_task_finds_wrong_comes_back_as_it_is(tmp_path: Path) -> None:
     write_csv(tmp_path / "notes.csv", "visit,tone", "v1,a")
     with pytest.raises(DataError, match=r"1 subject\(s\) of chart are in two splits"):
         brought_in(study_in(tmp_path, CHART), tmp_path / "workspace")
+
+
+def test_a_mistake_that_only_a_task_can_see_is_named(hospital: Study, tmp_path: Path) -> None:
+    wrong = hospital.override({"sources.films.subject": "NoSuchKeyword"})
+    with pytest.raises(StudyError, match="NoSuchKeyword"):
+        brought_in(wrong, tmp_path / "workspace")
 
 
 def test_owners_and_splits_reach_the_tasks(tmp_path: Path) -> None:

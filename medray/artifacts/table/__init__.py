@@ -49,6 +49,7 @@ class Table:
         self.folder = Path(folder)
         self.vault = Vault(self.folder, keyring)
         self.pinned = pinned
+        self._files_of: dict[str, frozenset[str]] = {}
 
     def __reduce__(self) -> tuple[type[Table], tuple[Path, Keyring, int | None]]:
         return (Table, (self.folder, self.vault.keyring, self.pinned))
@@ -163,11 +164,14 @@ class Table:
         added, removed = [], []
         values = pa.array(sorted(file_ids), pa.string())
         for part in self.parts(source):
-            gone = pc.is_in(read_part(self.vault, part, columns=[FILE_ID]).column(FILE_ID), value_set=values)
-            if not pc.any(gone).as_py():
+            if part.name not in self._files_of:  # a part never changes, and a run asks for each of its groups
+                column = read_part(self.vault, part, columns=[FILE_ID]).column(FILE_ID)
+                self._files_of[part.name] = frozenset(pc.unique(column).to_pylist())
+            if self._files_of[part.name].isdisjoint(file_ids):
                 continue
             removed.append(part.name)
-            kept = read_part(self.vault, part).filter(pc.invert(gone))
+            rows = read_part(self.vault, part)
+            kept = rows.filter(pc.invert(pc.is_in(rows.column(FILE_ID), value_set=values)))
             if kept.num_rows:
                 added.append(self.write_part(source, kept))
         return added, removed

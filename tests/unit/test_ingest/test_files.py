@@ -120,6 +120,17 @@ def test_hidden_files_and_the_workspace_are_no_data(tmp_path: Path) -> None:
     assert (done.new_files, done.records) == (1, 30)
 
 
+def test_a_file_whose_name_is_not_utf8_is_read_too(tmp_path: Path) -> None:
+    write_labs(tmp_path, 20)
+    (tmp_path / "labs.csv").rename(tmp_path / os.fsdecode(b"labs_M\xfcller.csv"))
+    (tmp_path / os.fsdecode(b"labs_\xff.csv")).write_bytes(b"\0")
+    study = study_in(tmp_path, LABS, sources__labs__columns={"site": {"path": r"labs_(.*)\.csv"}})
+    done = brought_in(study, tmp_path / "workspace")
+    assert column(done, "labs.site")[0] == r"M\xfcller"
+    assert [path for path, *_ in reasons(done)] == [r"labs_\xff.csv"]
+    assert brought_in(study, tmp_path / "workspace").new_files == 0
+
+
 def test_a_source_without_files_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"sources\.labs: no file matches 'labs\*\.csv' in"):
         labs(tmp_path)
