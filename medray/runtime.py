@@ -20,13 +20,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from medray.errors import ComputeError
 from medray.study import Compute
-
-if TYPE_CHECKING:
-    import ray.data
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, total; total 0 = not known
 Item = TypeVar("Item")
@@ -155,7 +152,7 @@ def _opened(compute: Compute, num_cpus: int | None) -> Iterator[Cluster]:
         yield found
 
 
-def settle(context: ray.data.DataContext) -> None:
+def settle(context: Any) -> None:
     """Give Ray Data what the environment cannot: smaller blocks, and the settings above where it was imported before.
 
     For the owners of Ray Data, before they make a dataset: `settle(ray.data.DataContext.get_current())`.
