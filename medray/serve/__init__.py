@@ -18,9 +18,9 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-import anyio.to_thread
 import yaml
 from pydantic import BaseModel, ConfigDict
+from starlette.concurrency import run_in_threadpool
 
 from medray import registry, runtime
 from medray.artifacts.durable import write_bytes
@@ -142,7 +142,7 @@ class Replica(Service):
         from ray import serve
 
         async def infer(samples: list[Sample]) -> list[Scored]:
-            return await anyio.to_thread.run_sync(self.infer, samples)
+            return await run_in_threadpool(self.infer, samples)
 
         batched = serve.batch(
             max_batch_size=self._options.batch_size, batch_wait_timeout_s=self._options.batch_wait_ms / 1000

@@ -6,8 +6,8 @@ tensors only, so that a bad request among eight cannot fail the others.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import functools
 import os
 import re
 import socket
@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import anyio
-import anyio.to_thread
 import numpy as np
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -78,7 +77,7 @@ class Service:
         self.predictor, self.name, self.version = predictor, name, version
         self._principals, self._audit, self._max_body_bytes = principals, audit, max_body_bytes
         self._uploads = Uploads()
-        self._decoders = anyio.CapacityLimiter(max(2, os.cpu_count() or 1))  # each may hold a decoded image
+        self._decoders = asyncio.Semaphore(max(2, os.cpu_count() or 1))  # each may hold a decoded image
         self.counts = Counts(f"{socket.gethostname()}-{os.getpid()}")
         self.infer_one: Callable[[Sample], Awaitable[Scored]] = self._alone
         self._warm_up()
@@ -125,7 +124,7 @@ class Service:
     async def ready(self) -> Response:
         """Whether a prediction would be answered: the model is loaded, and the audit log can be written."""
         try:
-            await anyio.to_thread.run_sync(self._audit.check)
+            await run_in_threadpool(self._audit.check)
         except MedrayError:
             return problem(503, UNWRITTEN)
         return JSONResponse({"status": "ready"})
@@ -150,12 +149,12 @@ class Service:
         with self._uploads.folder() as folder:
             body = await read(request, folder, self.predictor.modalities, self._max_body_bytes)
             ask.inputs = tuple(modality for modality in self.predictor.modalities if modality in body.modalities)
-            encode = functools.partial(self._encoded, body, explain)
-            rows, sample = await anyio.to_thread.run_sync(encode, limiter=self._decoders)
+            async with self._decoders:
+                rows, sample = await run_in_threadpool(self._encoded, body, explain)
         scored = await self.infer_one(sample)
         self.counts.inputs({modality: modality in rows for modality in self.predictor.modalities})
-        write = functools.partial(self._written, ask.request, rows, sample, scored)
-        return Response(await anyio.to_thread.run_sync(write), media_type="application/json")
+        written = await run_in_threadpool(self._written, ask.request, rows, sample, scored)
+        return Response(written, media_type="application/json")
 
     async def metrics(self) -> Response:
         """Prometheus metrics of this replica."""
@@ -193,7 +192,7 @@ class Service:
         ]
 
     async def _alone(self, sample: Sample) -> Scored:
-        return (await anyio.to_thread.run_sync(self.infer, [sample]))[0]
+        return (await run_in_threadpool(self.infer, [sample]))[0]
 
     def _encoded(self, body: Body, explain: Explain) -> tuple[dict[str, Rows], Sample]:
         """One request's rows, and the tensors of its sample.

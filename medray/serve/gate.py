@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import anyio.to_thread
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from medray import plugins
@@ -202,7 +202,7 @@ class Gate:
         reason = ask.reason or REASONS.get(status, f"status {status}")
         self._counts.request(ask.route, status, time.perf_counter() - ask.started)
         try:
-            await anyio.to_thread.run_sync(self._record, ask, OUTCOMES.get(status, "failed"), reason)
+            await run_in_threadpool(self._record, ask, OUTCOMES.get(status, "failed"), reason)
         except MedrayError as error:
             log.error("%s", error)
             return False
