@@ -76,8 +76,10 @@ class Killer(threading.Thread):
             while newest(self.folder) < point and not self.ended.is_set():
                 time.sleep(0.002)
             time.sleep(self.draw.random() * 0.1)  # anywhere between two checkpoints, or while one is written
-            victims = training_processes(self.workers)
-            if self.ended.is_set() or not victims:
+            victims: list[int] = []
+            while not victims and not self.ended.is_set():  # between a death and the next start there is none
+                victims = training_processes(self.workers)
+            if not victims:
                 return
             self.kills.append(newest(self.folder))
             os.kill(self.draw.choice(victims), signal.SIGKILL)
