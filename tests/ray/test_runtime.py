@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -134,6 +136,64 @@ def test_an_address_where_nobody_answers_is_named(named: str) -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert f"ComputeError: no Ray cluster answers at {address}" in tried.stderr
+
+
+ATTACHES = """
+import ray
+from medray.runtime import cluster
+with cluster() as found:
+    print("found", found.num_cpus, found.small, found.started)
+"""
+
+
+def test_a_job_joins_the_cluster_that_it_was_sent_to(ray_cluster: Cluster) -> None:
+    address = ray.get_runtime_context().gcs_address
+    joined = subprocess.run(
+        [sys.executable, "-c", ATTACHES],
+        env=os.environ | {"RAY_ADDRESS": address},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "found 2.0 True False" in joined.stdout
+    assert ray.get(ray.remote(lambda: 1).remote()) == 1  # it has only left, not ended it
+
+
+def test_a_container_with_little_shared_memory_keeps_objects_in_the_closed_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=64 << 20))
+    assert runtime._object_store(tmp_path, small=True)["_plasma_directory"] == str(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=200 << 20))
+    assert runtime._object_store(tmp_path, small=True) == {"object_store_memory": 160 << 20}
+
+
+def test_only_folders_that_nobody_uses_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = Path("/tmp") / f"m{os.getpid()}"
+    short.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(short))
+    try:
+        for name in ("left", "used"):
+            (short / f"{runtime.PREFIX}{name}").mkdir()
+        used = short / f"{runtime.PREFIX}used"
+        with runtime._locked(used / "alive"), runtime._temporary_folder() as folder:
+            assert sorted(short.iterdir()) == sorted([used, folder])
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert list(short.iterdir()) == [used]
+    finally:
+        shutil.rmtree(short)
+
+
+def test_a_long_name_of_the_temporary_folder_does_not_break_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("a" * 60)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with runtime._temporary_folder() as folder:
+        assert len(str(folder)) < 40
 
 
 LEAVES = """
