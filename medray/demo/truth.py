@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from medray import metrics
 from medray.artifacts import Checkpoint, Shards, Workspace
 from medray.governance.deidentify import Pseudonyms
 from medray.metrics import Estimate
+from medray.modalities.image import placed
 from medray.predictor import Predictor
 from medray.schema import HELD_OUT
 from medray.synthetic import Persona
@@ -20,7 +20,7 @@ from medray.synthetic import Persona
 Array = np.ndarray[Any, Any]
 
 FILMS = "films"
-FINE = 8  # a map is refined so many times before its maximum is taken
+FINE = 2  # places a pixel at which a map's maximum is looked for
 RESAMPLES = 1000
 
 
@@ -71,13 +71,14 @@ def judge(workspace: Workspace, shards: Shards, checkpoint: Checkpoint, people: 
     maps = predictor.explain(arrays, present, output=0).attributions[FILMS]
     chosen = [i for i, who in enumerate(whose) if who.died and who.film_cause and present[FILMS][i]]
     spots = [whose[i].spot for i in chosen]
-    hits = [points_at(maps[i], spot) for i, spot in zip(chosen, spots, strict=True)]
+    size = predictor.shapes[FILMS][-1]
+    hits = [points_at(maps[i], spot, size) for i, spot in zip(chosen, spots, strict=True)]
     random = predictor.randomized().explain(arrays, present, output=0).attributions[FILMS]
     pointing = Pointing(
         hits=sum(hits),
         num=len(chosen),
         chance=float(np.mean([np.pi * reach(maps[0], spot) ** 2 for spot in spots])),
-        control=sum(points_at(random[i], spot) for i, spot in zip(chosen, spots, strict=True)),
+        control=sum(points_at(random[i], spot, size) for i, spot in zip(chosen, spots, strict=True)),
     )
     names = np.array([subject.tobytes().hex() for subject in subjects])
     auroc, lost = _worth(predictor, arrays, present, labels, names)
@@ -91,14 +92,13 @@ def reach(heat: Array, spot: tuple[float, float, float]) -> float:
     return float(spot[2] + 0.5 / min(heat.shape))
 
 
-def points_at(heat: Array, spot: tuple[float, float, float]) -> bool:
-    """Whether the maximum of a map (h, w) lies in the spot."""
+def points_at(heat: Array, spot: tuple[float, float, float], size: int) -> bool:
+    """Whether the maximum of a map (h, w) over a film of size x size pixels lies in the spot."""
     if not heat.max() > 0:
         return False
-    size = tuple(FINE * side for side in heat.shape)
-    fine = torch.nn.functional.interpolate(torch.from_numpy(heat)[None, None], size, mode="bicubic")[0, 0]
-    row, column = divmod(int(fine.argmax()), size[1])
-    distance = np.hypot((row + 0.5) / size[0] - spot[0], (column + 0.5) / size[1] - spot[1])
+    side = FINE * size
+    row, column = divmod(int(placed(heat, size, side).argmax()), side)
+    distance = np.hypot((row + 0.5) / side - spot[0], (column + 0.5) / side - spot[1])
     return bool(distance <= reach(heat, spot))
 
 

@@ -116,9 +116,7 @@ class Image(Modality):
         pixels = np.repeat(stored, 3 // self.channels, axis=0).transpose(1, 2, 0)
         image = np.asarray(Pillow.fromarray(pixels).resize((side, side), Pillow.Resampling.BICUBIC), np.float32)
         heat = np.abs(attribution).sum(0) if attribution.ndim == 3 else np.maximum(attribution, 0)
-        heat = (heat / max(float(heat.max()), 1e-12)).astype(np.float32)
-        smooth = Pillow.fromarray(heat).resize((side, side), Pillow.Resampling.BICUBIC)
-        heat = np.asarray(smooth).clip(0, 1)
+        heat = placed((heat / max(float(heat.max()), 1e-12)).astype(np.float32), self.size, side).clip(0, 1)
         # 256 colours looked up: interpolating each of 150,000 pixels takes a third of an answer's time
         levels, steps = np.linspace(0, 1, 256), np.linspace(0, 1, len(GLOW))
         table = np.stack([np.interp(levels, steps, channel) for channel in zip(*GLOW, strict=True)], axis=-1)
@@ -148,6 +146,22 @@ class Image(Modality):
         planes = resized if image.ndim == 2 else resized.transpose(2, 0, 1)
         square[:, top : top + inner[1], left : left + inner[0]] = planes
         return square
+
+
+def placed(heat: Array, size: int, side: int) -> Array:
+    """A map (h, w) over an image of size x size pixels, refined to (side, side), each cell where it looks.
+
+    A strided convolution with an odd kernel and padding of half of it looks at the pixels 0, stride, 2 stride, ...: a
+    cell's centre is not that of its share of the image, but half a stride nearer to the top left.
+    """
+    from PIL import Image as Pillow
+
+    padded = Pillow.fromarray(np.pad(heat.astype(np.float32), ((0, 1), (0, 1)), mode="edge"))
+    height, width = heat.shape
+    down, right = 0.5 - height / size / 2, 0.5 - width / size / 2  # in cells; 0 where a cell is a pixel
+    box = (right, down, width + right, height + down)
+    refined: Array = np.asarray(padded.resize((side, side), Pillow.Resampling.BICUBIC, box=box))
+    return refined
 
 
 def _checked(asset: Array) -> Array:

@@ -11,27 +11,27 @@ from medray.demo import STUDY, write_hospital
 from medray.demo.truth import points_at, reach
 from medray.study import Study
 
-SPOT = (0.40, 0.70, 0.08)
+SPOT, SIZE = (0.40, 0.70, 0.08), 64
 
 
 def heat(row: float, column: float, side: int = 8) -> np.ndarray:
     """A map whose hill stands at a place given as fractions of the side."""
-    places = (np.arange(side) + 0.5) / side
+    places = (np.arange(side) * SIZE / side + 0.5) / SIZE  # where a network's cells look
     return np.exp(-((places[:, None] - row) ** 2 + (places[None] - column) ** 2) / 0.02).astype(np.float32)
 
 
 @pytest.mark.parametrize("side", [8, 16, 64])
 def test_a_hill_on_the_spot_points_at_it(side: int) -> None:
-    assert points_at(heat(0.42, 0.68, side), SPOT)
+    assert points_at(heat(0.42, 0.68, side), SPOT, SIZE)
 
 
 @pytest.mark.parametrize(("row", "column"), [(0.40, 0.30), (0.75, 0.70), (0.05, 0.05)])
 def test_a_hill_elsewhere_does_not(row: float, column: float) -> None:
-    assert not points_at(heat(row, column), SPOT)
+    assert not points_at(heat(row, column), SPOT, SIZE)
 
 
 def test_a_map_without_a_maximum_points_nowhere() -> None:
-    assert not points_at(np.zeros((8, 8), np.float32), SPOT)
+    assert not points_at(np.zeros((8, 8), np.float32), SPOT, SIZE)
 
 
 def test_random_points_hit_as_often_as_chance_says() -> None:
@@ -40,7 +40,7 @@ def test_random_points_hit_as_often_as_chance_says() -> None:
     for _ in range(4000):
         single = np.zeros((8, 8), np.float32)
         single[tuple(random.integers(8, size=2))] = 1
-        hits += points_at(single, (float(random.uniform(0.3, 0.65)), float(random.uniform(0.25, 0.75)), 0.08))
+        hits += points_at(single, (float(random.uniform(0.3, 0.65)), float(random.uniform(0.25, 0.75)), 0.08), SIZE)
     chance = np.pi * reach(single, SPOT) ** 2
     assert hits / 4000 == pytest.approx(chance, rel=0.15)
 
