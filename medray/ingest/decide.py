@@ -141,8 +141,7 @@ def _but(keys: Keys | None, repeated: Array | None) -> Keys:
     """The keys without those of duplicates."""
     if keys is None or repeated is None:
         return keys or Keys()
-    kept = ~repeated
-    return Keys(keys.positions[kept], keys.records[kept], keys.subjects[kept], keys.codes[kept])
+    return keys.taken(~repeated)
 
 
 def _ids(column: pa.ChunkedArray) -> Array:

@@ -5,8 +5,8 @@ What leaves it is counts, column names, pseudonyms and split names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from medray.errors import ReadError
 from medray.governance.deidentify import SKETCH, Facts, Pseudonyms, names_a_number, reason_to_drop
 from medray.ingest.files import shown
-from medray.ingest.keys import CODES, ID_TYPE, Source, as_ids, choose, extended, keys_of
+from medray.ingest.keys import CODES, ID_TYPE, NOBODY, Source, as_ids, choose, extended, keys_of
 from medray.ingest.plan import Plan, from_text, to_text
 from medray.inputs import count_kinds, kind_of, typed
 from medray.readers import Records, column_names, evaluate
@@ -46,10 +46,25 @@ class Keys:
     subjects: Array = field(default_factory=lambda: np.zeros(0, ID_TYPE))
     codes: Array = field(default_factory=lambda: np.zeros(0, np.uint8))
 
-    def ordered(self) -> Keys:
+    def taken(self, rows: Array) -> Keys:
+        """Some of them, by their numbers or a mask."""
+        return Keys(self.positions[rows], self.records[rows], self.subjects[rows], self.codes[rows])
+
+    @classmethod
+    def together(cls, several: Sequence[Keys]) -> Keys:
         """By position."""
-        order = np.argsort(self.positions)
-        return Keys(self.positions[order], self.records[order], self.subjects[order], self.codes[order])
+        names = [field.name for field in fields(cls)]
+        whole = cls(*(np.concatenate([getattr(keys, name) for keys in (cls(), *several)]) for name in names))
+        return whole.taken(np.argsort(whole.positions))
+
+    def to_json(self) -> dict[str, str]:
+        """As a task sends them."""
+        return {field.name: to_text(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_json(cls, texts: Mapping[str, str]) -> Keys:
+        """The reverse."""
+        return cls(*(from_text(texts[field.name], getattr(cls(), field.name).dtype) for field in fields(cls)))
 
 
 @dataclass
@@ -79,22 +94,20 @@ def survey(plan: Plan, group: Mapping[str, Any]) -> dict[str, Any]:
     source = plan.sources[group["source"]]
     pseudonyms = plan.pseudonyms()
     counted = Counted(source, pseudonyms)
-    found: list[tuple[int, bytes, bytes, int]] = []
+    found: list[Keys] = []
     num_files, num_rows = 0, 0
     for number, name, _ in group["files"]:
-        path = shown(name)
-        if source.missing_in_path(path):
-            continue
-        keys: list[tuple[int, bytes, bytes, int]] = []
-        rows = 0
+        path, rows, keys = shown(name), 0, []
         try:
+            if source.missing_in_path(path):
+                raise ReadError(path, "its path names no key")
             for records in _records(source, name, path, group["open"]):
                 if group["types"]:
                     counted.add(records)
                 if group["keys"]:
-                    keys += _keys(source, records, number, path, pseudonyms)
+                    keys.append(_keys(source, records, number, path, pseudonyms))
                 rows += len(records.rows) + len(records.bad)
-        except ReadError:
+        except ReadError:  # one record, for all that is known
             rows, keys = 1, []
         else:
             num_files += group["open"]
@@ -108,19 +121,14 @@ def survey(plan: Plan, group: Mapping[str, Any]) -> dict[str, Any]:
         "facts": {name: asdict(fact) for name, fact in counted.facts().items()},
     }
     if group["keys"]:
-        positions, records_, subjects, codes = zip(*found, strict=True) if found else ((), (), (), ())
-        result["keys"] = {
-            "positions": to_text(np.array(positions, np.int64)),
-            "records": to_text(as_ids(records_)),
-            "subjects": to_text(as_ids(subjects)),
-            "codes": to_text(np.array(codes, np.uint8)),
-        }
+        result["keys"] = Keys.together(found).to_json()
     return result
 
 
 def merged(results: Iterable[Mapping[str, Any]]) -> dict[str, Surveyed]:
     """What the groups of each source have found together."""
     sources: dict[str, Surveyed] = {}
+    keys: dict[str, list[Keys]] = {}
     for result in sorted(results, key=lambda result: result["order"]):
         found = sources.setdefault(result["source"], Surveyed())
         found.files += result["files"]
@@ -128,15 +136,9 @@ def merged(results: Iterable[Mapping[str, Any]]) -> dict[str, Surveyed]:
         for name, fact in result["facts"].items():
             found.facts.setdefault(name, Facts()).add(Facts(**fact))
         if "keys" in result:
-            before, keys = found.keys or Keys(), result["keys"]
-            found.keys = Keys(
-                np.concatenate([before.positions, from_text(keys["positions"], np.int64)]),
-                np.concatenate([before.records, from_text(keys["records"], ID_TYPE)]),
-                np.concatenate([before.subjects, from_text(keys["subjects"], ID_TYPE)]),
-                np.concatenate([before.codes, from_text(keys["codes"], np.uint8)]),
-            )
-    for found in sources.values():
-        found.keys = found.keys and found.keys.ordered()
+            keys.setdefault(result["source"], []).append(Keys.from_json(result["keys"]))
+    for name, several in keys.items():
+        sources[name].keys = Keys.together(several)
     return sources
 
 
@@ -174,26 +176,21 @@ def _records(source: Source, name: str, path: str, opened: bool) -> Iterable[Rec
         yield extended(source.reader, records, path)
 
 
-def _keys(
-    source: Source, records: Records, number: int, path: str, pseudonyms: Pseudonyms
-) -> list[tuple[int, bytes, bytes, int]]:
+def _keys(source: Source, records: Records, number: int, path: str, pseudonyms: Pseudonyms) -> Keys:
+    """The keys of some rows of one file; rows without a record key have none."""
     keyed = keys_of(source, records, path, pseudonyms)
     patients = keyed.patients or [None] * len(records.rows)
-    values: list[str | None] = [None] * len(records.rows)
-    if source.by is not None:
-        values = evaluate(source.by, records, path)
-    published = source.by is not None
-    split = source.split if published else source.split.model_copy(update={"by": None})
-    return [
-        (
-            number << 32 | row,
-            record_id,
-            b"" if patient_id is None else pseudonyms.subject(patient_id),
-            CODES.index(choose(split, value, patient_id)),
-        )
-        for row, record_id, patient_id, value in zip(records.rows, keyed.record_ids, patients, values, strict=True)
-        if record_id is not None
-    ]
+    values = [None] * len(records.rows) if source.by is None else evaluate(source.by, records, path)
+    split = source.split if source.by is not None else source.split.model_copy(update={"by": None})
+    chosen = (CODES.index(choose(split, value, patient)) for value, patient in zip(values, patients, strict=True))
+    subjects = [None if patient is None else pseudonyms.subject(patient) for patient in patients]
+    keys = Keys(
+        number << 32 | np.asarray(records.rows, np.int64),
+        as_ids(keyed.record_ids),
+        as_ids(subjects),
+        np.fromiter(chosen, np.uint8, len(patients)),
+    )
+    return keys.taken(keys.records != NOBODY)
 
 
 class Counted:

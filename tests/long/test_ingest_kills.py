@@ -1,6 +1,6 @@
 """Ingest that was killed at any point, and the same command again, leaves what an undisturbed run leaves.
 
-About 24 seeded points of a first ingest and of one with changed, added and vanished files, in one process; three on a
+About 30 seeded points of a first ingest and of one with changed, added and vanished files, in one process; three on a
 cluster. Every point with MEDRAY_FULL=1.
 """
 
@@ -30,7 +30,7 @@ from tests.hospitals import HOSPITAL, study_in, write_csv, write_hospital
 
 SCRIPT = Path(__file__).with_name("ingest_killed.py")
 FULL = bool(os.environ.get("MEDRAY_FULL"))
-POINTS = 10  # of each of the two runs
+POINTS = 14  # of each of the two runs
 SEED = random.SystemRandom().randrange(1 << 32)
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600 if FULL else 600)]
