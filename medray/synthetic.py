@@ -95,7 +95,7 @@ def personas(count: int, seed: int, missing: float = 0.06) -> list[Persona]:
                 film_cause=causes[0],
                 signal_cause=causes[1],
                 table_cause=causes[2],
-                spot=(draw.uniform(0.30, 0.65), side + draw.uniform(-0.06, 0.06), 0.08),
+                spot=(draw.uniform(0.30, 0.65), side + draw.uniform(-0.06, 0.06), 0.10),
                 has_film=draw.random() >= missing,
                 has_signal=draw.random() >= missing,
             )

@@ -48,7 +48,7 @@ model:
   encoders:
     films: {kind: cnn, depth: 10, width: 16}                 # small: two cores train it in half a minute
     ecg: {kind: lstm, hidden: 32}
-train: {epochs: 24, patience: 24, learning_rate: 3e-3, weight_decay: 1e-2}
+train: {epochs: 30, patience: 30, weight_decay: 1e-2}
 serve: {port: 0}                                             # any free one
 governance: {max_quarantined: 0.03}                          # some files are broken on purpose
 """
