@@ -119,14 +119,14 @@ def demo(
         progress("the truth: do the explanations find what was planted?", 0, 0)
         truth = judge(workspace, encode(study, workspace), result.checkpoint, people)
         seconds["examine"] = round(time.monotonic() - began, 1)
-        version = approve(workspace, str(result.version), who="medray demo", note="a synthetic hospital")
-        say(f"{version} is approved by the demo itself; a hospital's model is approved by a person who read its report")
-        began = time.monotonic()
-        files = sent_files(folder, people.index(truth.example), truth.example)
-        with serve(study, str(version), workspace, block=False, progress=progress) as service:
-            say(f"{version} answers at {service.url}; the token is in {service.token_path}")
-            answered = query(workspace, str(version), files, url=service.url, explain="full", out=folder / "answer")
-        seconds["serve and query"] = round(time.monotonic() - began, 1)
+    version = approve(workspace, str(result.version), who="medray demo", note="a synthetic hospital")
+    say(f"{version} is approved by the demo itself; a hospital's model is approved by a person who read its report")
+    began = time.monotonic()
+    files = sent_files(folder, people.index(truth.example), truth.example)
+    with serve(study, str(version), workspace, block=False, progress=progress) as service:
+        say(f"{version} answers at {service.url}; the token is in {service.token_path}")
+        answered = query(workspace, str(version), files, url=service.url, explain="full", out=folder / "answer")
+    seconds["serve and query"] = round(time.monotonic() - began, 1)
     return Demo(folder, result, version, truth, answered, seconds)
 
 
