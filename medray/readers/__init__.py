@@ -47,7 +47,8 @@ def parsing(path: Path, what: str) -> Iterator[None]:
             yield
     except BROKEN as error:
         # from None: the parser's own words may quote a cell
-        name = "struct.error" if type(error) is struct.error else type(error).__name__
+        sort = type(error)
+        name = sort.__name__ if sort.__name__[0].isupper() else f"{sort.__module__}.{sort.__name__}"  # struct.error
         raise ReadError(path, f"{what} ({name})") from None
 
 

@@ -6,14 +6,16 @@ import codecs
 import csv
 import gzip
 import io
+import os
 import random
+import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from medray.synthetic import Persona
 
 CHUNK_BYTES = 8 << 20  # a few big Arrow batches beat many small ones
+SCAN_BYTES = 1 << 20
 SNIFF_BYTES = 64 << 10
 MAX_HEADER_BYTES = 4 << 20
 SNIFF_ROWS = 50
@@ -72,24 +75,14 @@ class Csv(Reader):
         """
         del assets
         with parsing(path, "not readable as delimited text"):
-            size = limits.check_file(path)
-            file = path.open("rb")
-        with file:
-            with parsing(path, "not readable as delimited text"):
-                text = _Text(path, file, size, self.encoding)
-                head = text.head()
-                delimiter = self.delimiter or _sniff(path, head)
-                names, lines = (list(self.header), 0) if self.header else _header(head, delimiter)
-                if len(names) > MAX_COLUMNS:
-                    raise ReadError(path, f"{len(names):,} columns are over the budget of {MAX_COLUMNS:,}")
-                if len(set(names)) != len(names):
-                    raise ReadError(path, "two columns have the same name in the header line")
-            try:
-                yield from self._rows(path, text, delimiter, names, lines)
-            except GeneratorExit:  # whoever reads has seen enough
-                _let_go(text)
-                raise
-            _let_go(text)
+            text = _Text(path, limits.check_file(path), self.encoding)
+            delimiter = self.delimiter or _sniff(path, text.head)
+            names, lines = (list(self.header), 0) if self.header else _header(text.head, delimiter)
+            if len(names) > MAX_COLUMNS:
+                raise ReadError(path, f"{len(names):,} columns are over the budget of {MAX_COLUMNS:,}")
+            if len(set(names)) != len(names):
+                raise ReadError(path, "two columns have the same name in the header line")
+        yield from self._rows(path, text, delimiter, names, lines)
 
     def _rows(self, path: Path, text: _Text, delimiter: str, names: list[str], lines: int) -> Iterator[Records]:
         """The rows below the header; one chunk is held back, for only the end shows whether its last row is whole."""
@@ -134,7 +127,7 @@ class Csv(Reader):
 
         chunks: Iterator[pa.RecordBatch] = iter(
             arrow_csv.open_csv(
-                text,
+                text.open(),
                 # use_threads=False: only then does Arrow number the invalid rows
                 read_options=arrow_csv.ReadOptions(
                     use_threads=False, block_size=CHUNK_BYTES, column_names=names, skip_rows=lines
@@ -206,74 +199,87 @@ def _short_rows(path: Path) -> Iterator[None]:
         raise ReadError(path, f"a row is longer than {limit}: is a quote not closed?") from None
 
 
-class _Text(io.RawIOBase):
-    """A file as UTF-8, inflated within the budget; what does not fit its encoding is replaced, and that is noted."""
+class _Text:
+    """A file of text, gone through once: what it decodes to is known, and within the budgets, before a row is read.
 
-    def __init__(self, path: Path, file: BinaryIO, size: int, encoding: str) -> None:
+    Arrow then reads the file itself. Only what is no clean UTF-8 is decoded here, and held in memory: given a stream of
+    Python's, a thread of Arrow's can keep the process from ending.
+    """
+
+    def __init__(self, path: Path, size: int, encoding: str) -> None:
         self.path, self.size = path, size
-        magic = file.read(4)
-        file.seek(0)
-        self.inflates = magic.startswith(GZIP_MAGIC)
-        self.source: Any = gzip.GzipFile(fileobj=file) if self.inflates else file
-        self.num_bytes = self.num_quotes = 0
+        self.num_quotes = 0
         self.unreadable = False
-        self.waiting = self._take(SNIFF_BYTES)
-        marked = self.waiting.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        encoding = "utf-16" if marked and encoding == "utf-8" else encoding
-        self.encoding = codecs.lookup("utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding).name
-        self.decoder = codecs.getincrementaldecoder(self.encoding)("replace")
-        self.waiting = self._decoded(self.waiting)
+        with path.open("rb") as file:
+            self.inflates = file.read(2) == GZIP_MAGIC
+        first = next(self._chunks(), b"")
+        marked = first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        self.encoding = codecs.lookup("utf-16" if marked and encoding == "utf-8" else encoding).name
+        self.clean = self.encoding == "utf-8"
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        num_bytes = 0
+        for raw in self._chunks():
+            num_bytes += len(raw)
+            self.num_quotes += raw.count(b'"')
+            if self.inflates:
+                limits.check_inflation(path, size, num_bytes)
+            if self.clean and (b"\0" in raw or not _decodes(decoder, raw)):
+                self.clean = False
+        self.clean = self.clean and not decoder.getstate()[0]
+        self.decoded = b"" if self.clean else self._decoded(num_bytes)
+        self.head = self._head()
 
-    def head(self) -> str:
-        """The first lines, which are read again; at least the whole first one."""
-        while b"\n" not in self.waiting.strip() and b"\r" not in self.waiting.strip():
-            if len(self.waiting) > MAX_HEADER_BYTES:
-                raise ReadError(self.path, f"its first line is longer than {MAX_HEADER_BYTES >> 20} MiB")
-            more = self._take(len(self.waiting) or SNIFF_BYTES)
-            self.waiting += self._decoded(more)
-            if not more:
+    def open(self) -> Any:
+        """The text as a stream of Arrow's own."""
+        import pyarrow as pa
+
+        if not self.clean:
+            return pa.BufferReader(self.decoded)
+        file = pa.OSFile(os.fsencode(self.path))  # a name need not be UTF-8
+        return pa.CompressedInputStream(file, "gzip") if self.inflates else file
+
+    def _chunks(self) -> Iterator[bytes]:
+        with gzip.open(self.path) if self.inflates else self.path.open("rb") as file:
+            while raw := file.read(SCAN_BYTES):
+                yield raw
+
+    def _decoded(self, num_bytes: int) -> bytes:
+        """All of it as UTF-8, with `UNREADABLE` for what does not fit the encoding, and for NUL."""
+        limits.check_array(self.path, (num_bytes,), 1)
+        text = b"".join(self._chunks()).decode(self.encoding, "replace").replace("\0", UNREADABLE)
+        self.unreadable = UNREADABLE in text
+        self.num_quotes = text.count('"')
+        return text.encode("utf-8", "replace")
+
+    def _head(self) -> str:
+        """The first lines; at least the whole first one."""
+        raw, end = b"", 0
+        for chunk in self._chunks() if self.clean else [self.decoded]:
+            raw += chunk[: MAX_HEADER_BYTES + 1]
+            blank = len(raw) - len(raw.lstrip())
+            found = re.compile(rb"[\r\n]").search(raw, blank)
+            end = found.end() if found else 0
+            if end or len(raw) > MAX_HEADER_BYTES:
                 break
-        text = self.waiting.decode("utf-8", "replace")
+        if len(raw) > MAX_HEADER_BYTES and not end:
+            raise ReadError(self.path, f"its first line is longer than {MAX_HEADER_BYTES >> 20} MiB")
+        head = raw[: max(SNIFF_BYTES, end)]
+        text = head.decode("utf-8", "ignore").removeprefix("\ufeff")
         if text.count(UNREADABLE) > max(8, len(text) // 100):
             raise ReadError(self.path, "not text, or of another encoding: name it as `encoding`")
         if not text.strip():
             raise ReadError(self.path, "holds no rows")
         return text
 
-    def readable(self) -> bool:
+
+def _decodes(decoder: codecs.IncrementalDecoder, raw: bytes) -> bool:
+    if raw.isascii() and not decoder.getstate()[0]:
         return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self.waiting:
-            raw = self._take(max(len(buffer), SNIFF_BYTES))
-            self.waiting = self._decoded(raw)
-            if not raw:
-                break
-        count = min(len(buffer), len(self.waiting))
-        buffer[:count] = self.waiting[:count]
-        self.waiting = self.waiting[count:]
-        return count
-
-    def _take(self, count: int) -> bytes:
-        raw: bytes = self.source.read(count)
-        self.num_bytes += len(raw)
-        if self.inflates:
-            limits.check_inflation(self.path, self.size, self.num_bytes)
-        return raw
-
-    def _decoded(self, raw: bytes) -> bytes:
-        """UTF-8 of the next bytes; at the end, of what is left."""
-        if self.encoding == "utf-8" and raw.isascii() and not self.decoder.getstate()[0]:
-            decoded = raw
-        else:
-            text = self.decoder.decode(raw, final=not raw)
-            self.unreadable |= UNREADABLE in text
-            decoded = text.encode("utf-8", "replace")
-        self.num_quotes += decoded.count(b'"')
-        if b"\0" in decoded:
-            self.unreadable = True
-            decoded = decoded.replace(b"\0", UNREADABLE.encode())
-        return decoded
+    try:
+        decoder.decode(raw)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _header(head: str, delimiter: str) -> tuple[list[str], int]:

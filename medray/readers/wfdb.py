@@ -323,7 +323,7 @@ def _checked(path: Path, header: _Header) -> tuple[int, list[str]]:
             raise ReadError(path, "its signal file is missing")
         if len({(one.format, one.offset) for one in group}) != 1:
             raise ReadError(path, "one signal file in two formats")
-        there = limits.check_file(file) - first.offset
+        there = file.stat().st_size - first.offset
         frame = sum(one.per_frame for one in group)
         if first.format in FLAC:
             if length is None:
@@ -352,12 +352,16 @@ def _checked_segments(path: Path, header: _Header) -> tuple[int, list[str]]:
         if name == "~":
             continue
         part = path.parent / f"{_beside(path, name)}.hea"
-        inner = _read_header(part)
+        layout = size == 0 and place == 0
+        try:
+            inner = _read_header(part)
+            length_there = 0 if inner.segments or layout else _checked(part, inner)[0]
+        except ReadError as error:
+            raise ReadError(path, f"its segment {place + 1}: {error.reason}") from None
         if inner.segments:
             raise ReadError(path, "a segment of segments")
-        layout = size == 0 and place == 0
-        if not layout and _checked(part, inner)[0] < size:
-            raise ReadError(path, "a segment is shorter than announced")
+        if length_there < size:
+            raise ReadError(path, f"its segment {place + 1} is shorter than announced")
         if not names or layout:
             names = [one.name for one in inner.signals]
     if len(names) != header.num_signals:
