@@ -28,6 +28,7 @@ LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC",
 FIRST_READ = 32 << 10  # the header of most single-frame files fits
 MAX_HEADER_BYTES = 256 << 20  # before the pixels; the functional groups of thousands of frames take some 10 MB
 MAX_INFLATED_BYTES = 256 << 20
+DEFLATE_RATIO = 40  # of 1,000 at most; the data set is held in memory, where a gzipped table flows
 MAX_DEPTH = 64  # sequences in sequences
 
 
@@ -179,7 +180,7 @@ class _Walk:
 
 def _inflated(path: Path, deflated: bytes) -> bytes:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    limit = min(MAX_INFLATED_BYTES, max(limits.FREE_BYTES, limits.MAX_INFLATE_RATIO * len(deflated)))
+    limit = min(MAX_INFLATED_BYTES, max(limits.FREE_BYTES, DEFLATE_RATIO * len(deflated)))
     inflated = inflater.decompress(deflated, limit)
     if inflater.unconsumed_tail:
         raise ReadError(path, f"the deflated data set is over the budget of {limit:,} bytes")
