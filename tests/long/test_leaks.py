@@ -171,7 +171,9 @@ def _name(number: int, persona: Persona) -> str:
 def _tell_more(folder: Path, number: int, persona: Persona, told: tuple[str, str, str], canaries: Canaries) -> None:
     """Write canaries into a subject's film and ECG, and the name of the subject into the names of the files."""
     phone, address, remark = told
-    name = canaries.add("path", f"{persona.name.split('^')[0].lower()}_{number:04d}")
+    name = f"{persona.name.split('^')[0].lower()}_{number:04d}"
+    if persona.has_film or persona.has_signal:
+        canaries.add("path", name)
     film = folder / "films" / f"film_{number:04d}.dcm"
     if persona.has_film:
         if number % 200 != 199:  # those are cut
