@@ -7,6 +7,7 @@ the planted spot, beside chance and beside random weights, and what each modalit
 from __future__ import annotations
 
 import csv
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from medray.artifacts import Workspace
 from medray.batches import encode
 from medray.demo.truth import Pointing, Truth, judge
+from medray.governance.crypto import made_once
 from medray.pipeline import RunResult, run
 from medray.plugins import find
 from medray.query import Answered, query
@@ -110,6 +112,8 @@ def demo(
     people = write_hospital(folder, subjects, seed)
     study = Study.load(folder / "study.yaml")
     workspace = Workspace.of(study)
+    # the secret of an invented hospital is none: with it the same seed gives the same pseudonyms, and the same figures
+    made_once(workspace.keyring.folder / "secret", hashlib.sha256(f"medray demo {seed}".encode()).hexdigest().encode())
     seconds = {"write the hospital": round(time.monotonic() - began, 1)}
     say(f"{subjects} invented patients lie in {folder}, their study in {folder / 'study.yaml'}")
     with cluster(study.compute):

@@ -28,7 +28,7 @@ RESAMPLES = 1000
 class Pointing:
     """How often the maximum of a film's map lies in the planted spot.
 
-    A map is coarse: the maximum counts as inside up to half a cell of the map from the spot's edge, and chance is the
+    A map is coarse: the maximum counts as inside up to one cell of the map from the spot's edge, and chance is the
     share of the film that this disc takes.
 
     Attributes:
@@ -89,7 +89,7 @@ def judge(workspace: Workspace, shards: Shards, checkpoint: Checkpoint, people: 
 
 def reach(heat: Array, spot: tuple[float, float, float]) -> float:
     """How far from the spot's centre a maximum counts, as a fraction of the film's side."""
-    return float(spot[2] + 0.5 / min(heat.shape))
+    return float(spot[2] + 1 / min(heat.shape))
 
 
 def points_at(heat: Array, spot: tuple[float, float, float], size: int) -> bool:
