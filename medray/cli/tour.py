@@ -66,7 +66,7 @@ def findings(done: Demo) -> list[str]:
     hits, control = words.share(pointing.hits, pointing.num), words.share(pointing.control, pointing.num)
     lines = [
         "\nwhat was planted, and what the model found:",
-        f"  the map's maximum lies in the planted spot, to within a cell, in {hits} of the held-out films that have one;",
+        f"  the map's maximum lies in the planted spot, to within a cell, in {hits} of the held-out films with one;",
         f"  a random point would in {pointing.chance:.0%}, the same network with random weights does in {control}",
     ]
     lines += [
