@@ -35,7 +35,7 @@ STUDY = """\
 # Everything is invented. One cause is planted in each: a bright spot in the lung, depressed ST segments, raised
 # C-reactive protein and lactate. Each raises the odds of death, and none alone can tell.
 name: demo-mortality
-seed: 2                                                      # of three that were tried: 0 points at 16 of 22 spots, 1 and 2 at all
+seed: 2  # of three that were tried: 0 points at 16 of 22 spots, 1 and 2 at all of them
 sources:
   films: {kind: dicom, path: "films/*.dcm"}                  # whose film it is stands in its header
   ecg: {kind: wfdb, path: "ecg/*.hea", subject: patient}     # a comment line of the record's header
