@@ -37,10 +37,8 @@ def test_the_demo_finds_what_was_planted_in_time(tmp_path: Path) -> None:
     assert pointing["chance"] < 0.2
     assert pointing["control"] < 0.5 * pointing["hits"]
     assert told["metrics"]["auroc"]["value"] > 0.85
-    lost = told["truth"]["lost"]
-    assert all(each["value"] > 0.03 for each in lost.values()), lost
-    # the figures are the same on one sort of processor only, so one interval may touch zero elsewhere
-    assert sum(each["low"] > 0 for each in lost.values()) >= 2, lost
+    for name, lost in told["truth"]["lost"].items():
+        assert lost["low"] > 0, f"without {name} the AUROC does not fall beyond its interval"
 
     answer = told["answer"]
     assert set(answer["attributions"]) == {"films", "ecg", "labs"}
